@@ -1,0 +1,308 @@
+"""Everything that defines an experiment, as frozen dataclasses that check themselves.
+
+    ExperimentConfig
+      model     ModelConfig       what is looped
+      loops     LoopSampler       how often, in training
+      penalty   PenaltyConfig     how stable: the Jacobian penalty (weight 0 turns it off)
+      carry     CarryConfig       training that starts from deep states (share 0 turns it off)
+      data      DataConfig        which problems
+      training  TrainingConfig    optimiser, schedule, precision, checkpoints
+
+Every value lives in one place. A wrong value, an unknown field or a missing one is an error that names the field and says
+what would be right. `to_dict` and `from_dict` go through JSON without loss.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from looped_lib import samplers
+from looped_lib.samplers import FixedLoops, LoopSampler
+
+NormPlacement = Literal["pre_norm", "post_norm", "sandwich_branch", "sandwich_dual"]
+NormType = Literal["LayerNorm", "RMSNorm", "SimpleNorm", "DeepNorm"]
+Quantity = Literal["squared_fro", "spectral_norm", "spectral_radius"]
+Product = Literal["vjp", "jvp", "finite_difference"]
+Precision = Literal["fp32", "tf32", "bf16"]
+
+
+class ConfigError(ValueError):
+    """A configuration value that cannot work; the message names the field and says what would be right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The small looped transformer. The defaults are the paper's addition model (2.4 M parameters)."""
+
+    norm_placement: NormPlacement = "sandwich_dual"
+    """Where the norms stand in each residual (see `blocks`)."""
+    norm_type: NormType = "LayerNorm"
+    """Which norm (see `norms`). DeepNorm is defined for post_norm only."""
+    d_model: int = 512
+    """Width of the stream."""
+    n_heads: int = 8
+    """Attention heads; must divide d_model."""
+    d_ff: int = 1024
+    """Width of the MLP's hidden layer."""
+    k_layers: int = 1
+    """Blocks in Phi, shared by all loops."""
+    prelude_layers: int = 0
+    """Unlooped blocks before the loop."""
+    coda_layers: int = 0
+    """Unlooped blocks after the loop."""
+    dropout: float = 0.1
+    """Dropout on the embedding, the attention weights and the MLP output."""
+    deepnorm_alpha: float = 10.0
+    """Weight of the stream in DeepNorm, N(alpha x + F x)."""
+    vocab_size: int = 15
+    """Tokens; the addition task has 15 characters."""
+    max_len: int = 64
+    """Positions that have an embedding."""
+
+    def __post_init__(self):
+        _choice(self, norm_placement=NormPlacement, norm_type=NormType)
+        _whole(self, 1, "d_model", "n_heads", "d_ff", "k_layers", "vocab_size", "max_len")
+        _whole(self, 0, "prelude_layers", "coda_layers")
+        _number(self, 0, 1, "dropout", open_end=True)
+        _number(self, 0, math.inf, "deepnorm_alpha", open_start=True)
+        if self.d_model % self.n_heads:
+            raise ConfigError(f"ModelConfig.n_heads must divide d_model ({self.d_model}), got {self.n_heads}")
+        if self.norm_type == "DeepNorm" and self.norm_placement != "post_norm":
+            raise ConfigError(
+                "ModelConfig.norm_type 'DeepNorm' is N(alpha x + F x), which is defined for norm_placement 'post_norm' only, "
+                f"got {self.norm_placement!r}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenaltyConfig:
+    """Which penalty on J = dPhi/dh at the last state is added to the loss, and how it is estimated (see `regularizers`).
+
+    With R the Jacobian term and S = mean over tokens of ||h_T - h_{T-1}||,
+
+        loss = (1 - weight) CE + weight R + l2_weight S.
+    """
+
+    weight: float = 0.0
+    """w above. 0 leaves the Jacobian out (and costs nothing)."""
+    quantity: Quantity = "squared_fro"
+    """What R estimates: ||J||_F^2 per entry of h, the spectral norm, or the spectral radius."""
+    product: Product = "vjp"
+    """How J is applied: exact v^T J, exact J v, or (Phi(h + eps v) - Phi(h)) / eps."""
+    iterations: int = 1
+    """Power iterations, all but the last detached. Squared Frobenius takes one probe and needs none."""
+    persistent: bool = False
+    """Keep the power-iteration vectors from one training step to the next instead of drawing new ones."""
+    share: float = 0.25
+    """Share of the batch the penalty is estimated on; 1 uses every sequence."""
+    onset: int = 2000
+    """First training step with the penalty (the paper: after warm-up)."""
+    l2_weight: float = 0.0
+    """Weight of the L2 penalty on the last loop's change (the paper's baseline)."""
+    public_code: bool = False
+    """Estimate exactly as the public code: one vector normalised over the whole batch, dropout on, later iterations attached."""
+
+    def __post_init__(self):
+        _choice(self, quantity=Quantity, product=Product)
+        _number(self, 0, 1, "weight", open_end=True)
+        _number(self, 0, 1, "share", open_start=True)
+        _number(self, 0, math.inf, "l2_weight")
+        _whole(self, 1, "iterations")
+        _whole(self, 0, "onset")
+        _flag(self, "persistent", "public_code")
+        if self.persistent and self.quantity == "squared_fro":
+            raise ConfigError("PenaltyConfig.persistent keeps power-iteration vectors; 'squared_fro' draws independent probes")
+        if self.public_code and (self.quantity, self.product, self.share) != ("squared_fro", "vjp", 1.0):
+            raise ConfigError("PenaltyConfig.public_code is one VJP over the whole batch: it needs 'squared_fro', 'vjp' and share 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CarryConfig:
+    """Carry: a share of each batch does not start at h_0 but continues, detached, from where an earlier batch ended.
+
+    Random loop counts alone show the model states of a few loops' age. Carried rows grow older with every step, up to `max_loops`,
+    at no extra cost: each training step still runs T loops with gradient.
+    """
+
+    share: float = 0.0
+    """Share of the batch that is carried. 0 turns carrying off."""
+    max_loops: int = 200
+    """A carried row this old is replaced by a fresh one."""
+    onset: int = 0
+    """First training step with carried rows. Too early, and the task is never learned."""
+
+    def __post_init__(self):
+        _number(self, 0, 1, "share", open_end=True)
+        _whole(self, 1, "max_loops")
+        _whole(self, 0, "onset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Addition problems: two JSONL files in the public format, or problems generated from a seed."""
+
+    train_file: str = ""
+    """Training problems; empty generates `n_train` problems of `digits` digits."""
+    test_file: str = ""
+    """Held-out problems; empty generates `n_test` problems disjoint from the training ones."""
+    digits: int = 4
+    """Digits of each generated operand."""
+    n_train: int = 95_000
+    """Generated training problems."""
+    n_test: int = 5_000
+    """Generated held-out problems (from files: at most so many are used)."""
+    seed: int = 0
+    """Seed of the generated problems."""
+
+    def __post_init__(self):
+        _whole(self, 1, "digits", "n_train", "n_test")
+        _whole(self, 0, "seed")
+        if bool(self.train_file) != bool(self.test_file):
+            raise ConfigError("DataConfig.train_file and test_file go together: give both, or neither to generate the problems")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """AdamW with warm-up and a cosine to `lr_end`. The defaults are the paper's addition run."""
+
+    steps: int = 10_000
+    """Optimiser steps."""
+    batch_size: int = 512
+    """Sequences per optimiser step, over all ranks and accumulated parts together."""
+    accumulation: int = 1
+    """Parts a rank splits its batch into to save memory."""
+    lr: float = 1e-4
+    """Peak learning rate."""
+    lr_end: float = 0.0
+    """Learning rate at the last step, as a fraction of the peak."""
+    warmup_steps: int = 2000
+    """Steps of linear warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decays."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled decay."""
+    grad_clip: float = 1.0
+    """Largest L2 norm of the gradient; 0 does not clip."""
+    per_sequence_loops: bool = False
+    """Draw one loop count per sequence instead of one per batch."""
+    precision: Precision = "fp32"
+    """fp32, fp32 with TF32 matrix products, or bf16 autocast."""
+    compile: bool = False
+    """Compile Phi with torch.compile."""
+    log_every: int = 50
+    """Steps between lines in metrics.jsonl (and between the only host synchronisations)."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; 0 writes only the last."""
+
+    def __post_init__(self):
+        _choice(self, precision=Precision)
+        _whole(self, 1, "steps", "batch_size", "accumulation", "log_every")
+        _whole(self, 0, "warmup_steps", "checkpoint_every")
+        _number(self, 0, math.inf, "lr", open_start=True)
+        _number(self, 0, math.inf, "weight_decay", "grad_clip")
+        _number(self, 0, 1, "lr_end")
+        _flag(self, "per_sequence_loops", "compile")
+        if self.batch_size % self.accumulation:
+            raise ConfigError(
+                f"TrainingConfig.accumulation must divide batch_size ({self.batch_size}), got {self.accumulation}"
+            )
+        if len(self.betas) != 2 or not all(isinstance(b, float) and 0 <= b < 1 for b in self.betas):
+            raise ConfigError(f"TrainingConfig.betas must be two numbers in [0, 1), got {self.betas!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """One training run, complete: two runs with equal configs on one machine end with equal weights."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """What is looped."""
+    loops: LoopSampler = field(default_factory=FixedLoops)
+    """How often, in training."""
+    penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
+    """Terms beside the cross-entropy."""
+    carry: CarryConfig = field(default_factory=CarryConfig)
+    """Training from deep states."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Which problems."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How the weights move."""
+    seed: int = 0
+    """Initial weights, batches, loop counts, dropout and probe vectors all follow from it."""
+
+    def __post_init__(self):
+        _whole(self, 0, "seed")
+        if self.carry.share and self.training.per_sequence_loops:
+            raise ConfigError("CarryConfig.share needs one loop count per batch: set TrainingConfig.per_sequence_loops to False")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as JSON-ready nested dicts; a sampler also records its class under "kind"."""
+    out: dict[str, Any] = {"kind": type(config).__name__} if isinstance(config, LoopSampler) else {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        out[f.name] = to_dict(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
+    return out
+
+
+def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
+    """The config that `to_dict` wrote. `where` (a file name, say) opens every error message.
+
+    Raises ConfigError on a field that does not exist; fields left out take their defaults.
+    """
+    prefix = f"{where}: " if where else ""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{prefix}{cls.__name__} must be a table of fields, got {values!r}")
+    values = dict(values)
+    if cls is LoopSampler:
+        kinds = [n for n in dir(samplers) if n.endswith("Loops")]
+        if (kind := values.pop("kind", None)) not in kinds:
+            raise ConfigError(f"{prefix}loops.kind must be one of {', '.join(kinds)}, got {kind!r}")
+        cls = getattr(samplers, kind)
+    known = {f.name: f.type for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(values) - set(known)):
+        raise ConfigError(f"{prefix}{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(known)}")
+    for name, type_ in known.items():
+        if name in values and (dataclasses.is_dataclass(type_)):
+            values[name] = from_dict(type_, values[name], where)
+        elif name in values and isinstance(values[name], list):
+            values[name] = tuple(values[name])
+    try:
+        return cls(**values)
+    except ValueError as e:
+        raise ConfigError(f"{prefix}{e}") from None
+
+
+def _fail(config: Any, name: str, right: str) -> None:
+    raise ConfigError(f"{type(config).__name__}.{name} must be {right}, got {getattr(config, name)!r}")
+
+
+def _choice(config: Any, **choices: Any) -> None:
+    for name, literal in choices.items():
+        if getattr(config, name) not in get_args(literal):
+            _fail(config, name, "one of " + ", ".join(map(repr, get_args(literal))))
+
+
+def _whole(config: Any, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            _fail(config, name, f"a whole number of at least {least}")
+
+
+def _number(
+    config: Any, low: float, high: float, *names: str, open_start: bool = False, open_end: bool = False
+) -> None:
+    for name in names:
+        value = getattr(config, name)
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        fits = fits and (low < value if open_start else low <= value) and (value < high if open_end else value <= high)
+        if not fits:
+            interval = f"{'(' if open_start else '['}{low}, {high}{')' if open_end or high == math.inf else ']'}"
+            _fail(config, name, f"a number in {interval}")
+
+
+def _flag(config: Any, *names: str) -> None:
+    for name in names:
+        if not isinstance(getattr(config, name), bool):
+            _fail(config, name, "True or False")

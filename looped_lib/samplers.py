@@ -1,0 +1,163 @@
+"""How many loops a training step runs: distributions over the loop count T.
+
+Each sampler is a frozen dataclass with an exact `pmf()` of the *rounded and clipped* variable, and draws by inverting its
+cumulative sum. A draw is a pure function of (seed, step): every rank, and a resumed run, gets the same depths without any
+generator state to save.
+
+    FixedLoops            T = n
+    LogNormalLoops        T = clip(round(exp(mu + sigma Z)), low, high)            Z ~ N(0, 1)      [the paper]
+    PoissonLoops          T = clip(Poisson(rate), low, high)
+    UniformLoops          T uniform on {low, ..., high}
+    LogNormalPoissonLoops T = clip(1 + Poisson(exp(tau)), low, high),  tau ~ N(log(mean) - sigma^2 / 2, sigma)     [Huginn]
+
+Rounding is to nearest with ties to even (a set of measure zero here); clipping moves the tails' mass onto `low` and `high`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import special, stats
+
+_STREAM = 0x100  # keeps loop counts independent of every other stream derived from the same seed
+
+
+@dataclass(frozen=True)
+class LoopSampler(ABC):
+    """A distribution over loop counts low..high (both reached, `low` at least 1)."""
+
+    @property
+    @abstractmethod
+    def support(self) -> Int[np.ndarray, "loop"]:
+        """The loop counts low, low + 1, ..., high."""
+
+    @abstractmethod
+    def pmf(self) -> Float[np.ndarray, "loop"]:
+        """P(T = t) for every t in `support`; sums to 1."""
+
+    def sample(self, seed: int, step: int, size: int | None = None) -> int | Int[np.ndarray, "size"]:
+        """The loop count of training step `step` (one for the batch), or `size` counts (one per sequence)."""
+        u = np.random.default_rng([_STREAM, seed, step]).random(size)
+        # side="right": u in [cdf[i-1], cdf[i]) maps to i, so that a value of zero probability is never drawn
+        index = np.searchsorted(np.cumsum(self.pmf())[:-1], u, side="right")
+        counts = self.support[index]
+        return int(counts) if size is None else counts
+
+    def mean(self) -> float:
+        """E[T], in loops."""
+        return float(self.support @ self.pmf())
+
+    def quantile(self, q: float) -> int:
+        """The smallest t with P(T <= t) >= q."""
+        return int(self.support[np.searchsorted(np.cumsum(self.pmf()), q - 1e-12)])
+
+
+@dataclass(frozen=True)
+class FixedLoops(LoopSampler):
+    """Always `n` loops."""
+
+    n: int = 4
+
+    def __post_init__(self):
+        _check_bounds("FixedLoops", n=(self.n, self.n))
+
+    @property
+    def support(self) -> np.ndarray:
+        return np.array([self.n])
+
+    def pmf(self) -> np.ndarray:
+        return np.ones(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Clipped(LoopSampler):
+    low: int = 1
+    high: int = 100
+
+    def __post_init__(self):
+        _check_bounds(type(self).__name__, low_high=(self.low, self.high))
+
+    @property
+    def support(self) -> np.ndarray:
+        return np.arange(self.low, self.high + 1)
+
+    def pmf(self) -> np.ndarray:
+        upper = self._cdf(np.arange(self.low, self.high))  # P(T <= t), t = low .. high - 1; beyond that it is 1
+        return np.diff(np.concatenate([[0.0], upper, [1.0]]))
+
+    @abstractmethod
+    def _cdf(self, t: np.ndarray) -> np.ndarray:
+        """P(unclipped T <= t)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogNormalLoops(_Clipped):
+    """The paper's distribution; `mu`, `sigma` are those of log T. Defaults: mean 9.4, median 7, 95 % at most 23."""
+
+    mu: float = 2.0
+    sigma: float = 0.7
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_positive("LogNormalLoops", sigma=self.sigma)
+
+    def _cdf(self, t: np.ndarray) -> np.ndarray:
+        return stats.norm.cdf((np.log(t + 0.5) - self.mu) / self.sigma)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoissonLoops(_Clipped):
+    """Poisson counts with mean `rate` before clipping."""
+
+    rate: float = 5.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_positive("PoissonLoops", rate=self.rate)
+
+    def _cdf(self, t: np.ndarray) -> np.ndarray:
+        return special.pdtr(t, self.rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformLoops(_Clipped):
+    """Every count from `low` to `high` equally often."""
+
+    high: int = 16
+
+    def _cdf(self, t: np.ndarray) -> np.ndarray:
+        return (t - self.low + 1) / (self.high - self.low + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogNormalPoissonLoops(_Clipped):
+    """Huginn's mixture (Geiping et al. 2025): a Poisson whose log-rate is normal, plus one. Mean about `mean` + 1."""
+
+    high: int = 200
+    mean_rate: float = 32.0
+    sigma: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_positive("LogNormalPoissonLoops", mean_rate=self.mean_rate, sigma=self.sigma)
+
+    def _cdf(self, t: np.ndarray) -> np.ndarray:
+        # E_z[pdtr(t - 1, rate(z))] by the trapezoid rule, spectrally accurate for a Gaussian weight that vanishes at the ends
+        z = np.linspace(-10.0, 10.0, 2001)
+        weight = stats.norm.pdf(z) * (z[1] - z[0])
+        rate = np.exp(np.log(self.mean_rate) - self.sigma**2 / 2 + self.sigma * z)
+        counts = np.maximum(t[:, None] - 1, 0)
+        return np.where(t >= 1, special.pdtr(counts, rate) @ weight, 0.0)
+
+
+def _check_bounds(name: str, **bounds: tuple[int, int]) -> None:
+    for field, (low, high) in bounds.items():
+        if not (isinstance(low, int) and isinstance(high, int) and 1 <= low <= high):
+            raise ValueError(f"{name}: {field.replace('_', ', ')} must be whole loop counts with 1 <= low <= high, got {low}, {high}")
+
+
+def _check_positive(name: str, **values: float) -> None:
+    for field, value in values.items():
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"{name}: {field} must be a positive number, got {value!r}")
