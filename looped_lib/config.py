@@ -55,6 +55,8 @@ class ModelConfig:
     """Dropout on the embedding, the attention weights and the MLP output."""
     deepnorm_alpha: float = 10.0
     """Weight of the stream in DeepNorm, N(alpha x + F x)."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights and embeddings."""
     vocab_size: int = 15
     """Tokens; the addition task has 15 characters."""
     max_len: int = 64
@@ -65,7 +67,7 @@ class ModelConfig:
         _whole(self, 1, "d_model", "n_heads", "d_ff", "k_layers", "vocab_size", "max_len")
         _whole(self, 0, "prelude_layers", "coda_layers")
         _number(self, 0, 1, "dropout", open_end=True)
-        _number(self, 0, math.inf, "deepnorm_alpha", open_start=True)
+        _number(self, 0, math.inf, "deepnorm_alpha", "init_std", open_start=True)
         if self.d_model % self.n_heads:
             raise ConfigError(f"ModelConfig.n_heads must divide d_model ({self.d_model}), got {self.n_heads}")
         if self.norm_type == "DeepNorm" and self.norm_placement != "post_norm":
@@ -126,14 +128,14 @@ class CarryConfig:
     """
 
     share: float = 0.0
-    """Share of the batch that is carried. 0 turns carrying off."""
+    """Share of the batch that is carried, at most one half. 0 turns carrying off."""
     max_loops: int = 200
-    """A carried row this old is replaced by a fresh one."""
+    """Greatest age of a carried row; each draws its own limit uniformly from 1 to this."""
     onset: int = 0
     """First training step with carried rows. Too early, and the task is never learned."""
 
     def __post_init__(self):
-        _number(self, 0, 1, "share", open_end=True)
+        _number(self, 0, 0.5, "share")
         _whole(self, 1, "max_loops")
         _whole(self, 0, "onset")
 

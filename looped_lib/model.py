@@ -35,7 +35,7 @@ class LoopedTransformer(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.k_layers))
         self.coda = nn.ModuleList(Block(config) for _ in range(config.coda_layers))
         self.final_norm = make_norm(config.norm_type, config.d_model)
-        self.apply(_initialise)
+        self.apply(self._initialise)
 
     def embed(self, ids: Ids, cache: Cache | None = None) -> Stream:
         """h_0 of token ids. With a cache, `ids` are the positions that follow those already in it."""
@@ -62,6 +62,16 @@ class LoopedTransformer(nn.Module):
         for _ in range(n_loops):
             h = self.step(h)
         return self.readout(h)
+
+    @torch.no_grad()
+    def _initialise(self, module: nn.Module) -> None:
+        """Weights N(0, init_std), biases 0, norms at identity; DeepNorm rescales its output projections."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.init_std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, DeepNormResidual):  # `apply` visits children first, so this comes after the lines above
+            nn.init.xavier_normal_(module.sublayer.out.weight, gain=math.sqrt(module.alpha / 2))
 
     @torch.no_grad()
     def generate(
@@ -103,13 +113,3 @@ def _run(layers: nn.ModuleList, h: Stream, slots: list[Slot] | None) -> Stream:
         h = layer(h, None if slots is None else slots[i])
     return h
 
-
-@torch.no_grad()
-def _initialise(module: nn.Module) -> None:
-    """Weights N(0, 0.02), biases 0, norms at identity; DeepNorm rescales its output projections."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
-    if isinstance(module, DeepNormResidual):  # `apply` visits children first, so this comes after the line above
-        nn.init.xavier_normal_(module.sublayer.out.weight, gain=math.sqrt(module.alpha / 2))
