@@ -1,0 +1,77 @@
+"""metrics.jsonl: one line per logged step, averaged over the steps since the line before.
+
+Values stay tensors until a line is due, so that logging never makes a training step wait for the device.
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class MetricsLog:
+    """Gathers what each training step reports and appends the averages to a file.
+
+    A resumed run first drops lines at or past its step, and a last line cut short by a kill, so that no step appears twice.
+    """
+
+    def __init__(self, path: Path, step: int, every: int, write: bool = True):
+        self.path, self.write = path, write
+        self.pending: list[tuple[int, dict[str, Tensor | float]]] = []
+        self.since = time.perf_counter()
+        self.summary: dict[str, Any] = {}
+        self.seconds = 0.0
+        if write and path.exists():
+            kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+            self.seconds = json.loads(kept[-1])["seconds"] if kept else 0.0
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(kept))
+            os.replace(partial, path)
+
+    def add(self, step: int, values: dict[str, Tensor | float]) -> None:
+        """Remember what step number `step` (counted from 0) reported."""
+        self.pending.append((step, values))
+
+    def flush(self) -> dict[str, float] | None:
+        """Write one line for the pending steps. Returns the first of them whose loss is not finite, if any."""
+        if not self.pending:
+            return None
+        names = list(self.pending[0][1])
+        table = _table([values for _, values in self.pending], names)
+        now = time.perf_counter()
+        elapsed, self.since = now - self.since, now
+        self.seconds += elapsed
+        rows = [dict(zip(names, row, strict=True)) for row in table.tolist()]
+        bad = next(({"step": s, **r} for (s, _), r in zip(self.pending, rows, strict=True) if not math.isfinite(r["loss"])), None)
+        loops = sum(r["n_loops"] for r in rows)
+        line = {
+            "step": self.pending[-1][0] + 1,
+            **dict(zip(names, table.mean(0).tolist(), strict=True)),
+            "loops_per_sec": loops / elapsed,
+            "seconds": self.seconds,
+        }
+        self.pending = []
+        if bad is None and self.write:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        self.summary = {k: f"{line[k]:.4g}" for k in ("loss", "penalty", "loops_per_sec")}
+        return bad
+
+
+def _table(values: list[dict[str, Tensor | float]], names: list[str]) -> Tensor:
+    """[step, name] on the host, in one transfer for all values that live on a device."""
+    tensors = [v[n] for v in values for n in names if isinstance(v[n], Tensor)]
+    host = iter(torch.stack([t.double() for t in tensors]).tolist() if tensors else [])
+    return torch.tensor([[next(host) if isinstance(v[n], Tensor) else v[n] for n in names] for v in values], dtype=torch.float64)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()  # cut short by a kill
+    return lines
