@@ -40,7 +40,8 @@ def save(folder: Path, step: int, weights: dict[str, Tensor], training: dict[str
     """Write the checkpoint of `step` under `folder` atomically, then delete all but the newest two."""
     target = folder / f"step_{step:08d}"
     partial = folder / f".partial_{step:08d}"
-    shutil.rmtree(partial, ignore_errors=True)
+    for abandoned in folder.glob(".partial_*"):  # by a process killed while it was saving
+        shutil.rmtree(abandoned)
     partial.mkdir(parents=True)
     sums = {}
     for name, tensors in (("model.safetensors", weights), ("training.safetensors", training)):

@@ -1,0 +1,242 @@
+"""The training loop: exact resume after SIGKILL, invariance to accumulation and processes, errors that teach."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from looped_lib import checkpoints
+from looped_lib.config import (
+    CarryConfig,
+    ConfigError,
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    PenaltyConfig,
+    TrainingConfig,
+    to_dict,
+)
+from looped_lib.samplers import FixedLoops, UniformLoops
+from looped_lib.training import Trainer, learning_rate, load_model, train
+
+
+def tiny(**changes) -> ExperimentConfig:
+    """Every mechanism at once: dropout, random loops, penalty with persistent vectors, L2, carried rows, accumulation."""
+    config = ExperimentConfig(
+        model=ModelConfig(d_model=16, n_heads=2, d_ff=32, max_len=16),
+        loops=UniformLoops(low=1, high=3),
+        penalty=PenaltyConfig(weight=0.1, quantity="spectral_radius", persistent=True, onset=3, l2_weight=0.01, share=0.5),
+        carry=CarryConfig(share=0.5, max_loops=5, onset=2),
+        data=DataConfig(digits=2, n_train=100, n_test=10),
+        training=TrainingConfig(
+            steps=24, batch_size=16, accumulation=2, lr=1e-2, warmup_steps=3, log_every=3, checkpoint_every=4
+        ),
+    )
+    return replace(config, **changes)
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return checkpoints.latest(run_dir / "checkpoints").weights
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a), [k for k in a if not torch.equal(a[k], b[k])]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("whole")
+    train(tiny(), run_dir, progress=False)
+    return run_dir
+
+
+def start(config_path: Path, run_dir: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "looped_lib.training", config_path, run_dir],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.2])
+def test_killed_run_resumes_to_identical_weights(uninterrupted, tmp_path, delay):
+    config_path = tmp_path / "config.json"
+    config_path.write_text(json.dumps(to_dict(tiny())))
+    run_dir = tmp_path / "run"
+    process = start(config_path, run_dir)
+    deadline = time.monotonic() + 120
+    while not list(run_dir.glob("checkpoints/step_*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    time.sleep(delay)
+    os.kill(process.pid, signal.SIGKILL) if process.poll() is None else None
+    process.communicate()
+    process = start(config_path, run_dir)
+    error = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 0, error
+    assert_equal(weights(run_dir), weights(uninterrupted))
+    steps = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == 24
+
+
+def test_stopping_at_any_step_and_resuming_changes_nothing(uninterrupted, tmp_path, monkeypatch):
+    """Ctrl-C after each of several steps: the run goes on where it stood, to the same weights."""
+    one_step = Trainer.train_step
+    stops = {1, 5, 6, 13, 23}
+
+    def interrupted(self):
+        if self.step in stops:
+            stops.discard(self.step)
+            raise KeyboardInterrupt
+        return one_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    for _ in range(len(stops)):
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(), tmp_path, progress=False)
+    train(tiny(), tmp_path, progress=False)
+    assert_equal(weights(tmp_path), weights(uninterrupted))
+
+
+def test_a_finished_run_is_not_trained_again(uninterrupted, monkeypatch):
+    monkeypatch.setattr(Trainer, "train_step", lambda self: pytest.fail("trained again"))
+    before = weights(uninterrupted)
+    train(tiny(), uninterrupted, progress=False)
+    assert_equal(weights(uninterrupted), before)
+
+
+def test_seed_changes_the_run_and_nothing_else_does(uninterrupted, tmp_path):
+    torch.manual_seed(123)  # the caller's generator neither matters nor moves
+    expected = torch.random.get_rng_state()
+    train(tiny(), tmp_path / "same", progress=False)
+    assert torch.equal(torch.random.get_rng_state(), expected)
+    assert_equal(weights(tmp_path / "same"), weights(uninterrupted))
+    train(tiny(seed=1), tmp_path / "other", progress=False)
+    assert not torch.equal(
+        weights(tmp_path / "other")["token_embedding.weight"], weights(uninterrupted)["token_embedding.weight"]
+    )
+
+
+def plain(accumulation: int = 1, **training) -> ExperimentConfig:
+    """Without dropout or penalty, where splitting the batch must not change the gradient."""
+    config = tiny(penalty=PenaltyConfig(), carry=CarryConfig(), model=replace(tiny().model, dropout=0.0))
+    return replace(config, training=replace(config.training, accumulation=accumulation, steps=4, **training))
+
+
+def test_accumulation_does_not_change_the_run(tmp_path):
+    train(plain(1), tmp_path / "1", progress=False)
+    train(plain(4), tmp_path / "4", progress=False)
+    a, b = weights(tmp_path / "1"), weights(tmp_path / "4")
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_train_the_same_model(tmp_path):
+    config_path = tmp_path / "config.json"
+    config_path.write_text(json.dumps(to_dict(plain())))
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "looped_lib.training"]
+    done = subprocess.run(
+        [*run, config_path, tmp_path / "two"], capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    train(plain(), tmp_path / "one", progress=False)
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
+
+
+def test_one_depth_per_sequence_equals_each_sequence_alone(tmp_path):
+    config = plain(per_sequence_loops=True)
+    trainer = Trainer(config, tmp_path, progress=False)
+    trainer.model.eval()
+    rows = trainer.batch_rows(0)
+    inputs, labels = trainer.problems.inputs[rows], trainer.labels[rows]
+    depths = torch.from_numpy(config.loops.sample(config.seed, 0, len(rows)))
+    _, _, _, h = trainer.objective(inputs, labels, depths, int(depths.max()), None, 0, 0)
+    assert len(set(depths.tolist())) > 1
+    for i, n in enumerate(depths.tolist()):
+        alone = trainer.objective(inputs[i : i + 1], labels[i : i + 1], n, n, None, 0, 0)[3]
+        torch.testing.assert_close(h[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_every_epoch_shows_every_problem_once(tmp_path):
+    trainer = Trainer(plain(), tmp_path, progress=False)
+    n, batch = 100, 16
+    seen = torch.cat([trainer.batch_rows(step) for step in range(2 * n // batch + 1)])
+    for epoch in (seen[:n], seen[n : 2 * n]):
+        assert sorted(epoch.tolist()) == list(range(n))
+    assert not torch.equal(seen[:n], seen[n : 2 * n])
+
+
+def test_carried_rows_grow_old_and_are_replaced(tmp_path):
+    trainer = Trainer(tiny(), tmp_path, progress=False)
+    trainer.model.train()
+    ages = []
+    for step in range(24):
+        trainer.step = step
+        trainer.train_step()
+        ages.append(trainer.carries[0].tensors.get("age", torch.zeros(0)).tolist())
+    assert ages[1] == [] and len(ages[2]) == 4
+    oldest = max(max(a) for a in ages[2:])
+    assert 3 < oldest < 5 + 3  # beyond one batch's depth, and at most a limit plus one batch
+
+
+def test_it_learns(tmp_path):
+    """One digit has 81 problems: a few hundred steps must fit them."""
+    config = ExperimentConfig(
+        model=ModelConfig(d_model=32, n_heads=2, d_ff=64, dropout=0.0, max_len=8, init_std=0.1),
+        loops=FixedLoops(2),
+        data=DataConfig(digits=1, n_train=71, n_test=10),
+        training=TrainingConfig(steps=300, batch_size=64, lr=5e-3, warmup_steps=20),
+    )
+    train(config, tmp_path, progress=False)
+    losses = [json.loads(line)["ce"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.1 < losses[0]
+
+
+def test_learning_rate_warms_up_and_follows_the_cosine():
+    c = TrainingConfig(steps=110, warmup_steps=10, lr=2.0, lr_end=0.1)
+    assert learning_rate(c, 0) == pytest.approx(0.2) and learning_rate(c, 9) == pytest.approx(2.0)
+    assert learning_rate(c, 60) == pytest.approx(2.0 * 0.55) and learning_rate(c, 110) == pytest.approx(0.2)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    one_step = Trainer.train_step
+
+    def spoiled(self):
+        values = one_step(self)
+        return {**values, "loss": values["loss"] * float("nan")} if self.step == 10 else values
+
+    monkeypatch.setattr(Trainer, "train_step", spoiled)
+    with pytest.raises(FloatingPointError, match=r"nan at step 10, depth \d.*step_00000008"):
+        train(tiny(), tmp_path, progress=False)
+
+
+def test_a_folder_of_another_experiment_is_refused(uninterrupted):
+    with pytest.raises(ConfigError, match="another experiment .*differs in seed"):
+        train(tiny(seed=7), uninterrupted, progress=False)
+
+
+def test_a_batch_that_cannot_be_split_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match="batch_size must be a multiple of processes x accumulation"):
+        train(tiny(), tmp_path, progress=False)
+
+
+def test_problems_longer_than_the_model_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="max_len must be at least"):
+        train(replace(tiny(), model=replace(tiny().model, max_len=5)), tmp_path, progress=False)
+
+
+def test_load_model_returns_the_trained_weights(uninterrupted, tmp_path):
+    assert_equal(load_model(uninterrupted).state_dict(), weights(uninterrupted))
+    with pytest.raises(FileNotFoundError, match="has no checkpoint"):
+        load_model(tmp_path)
