@@ -27,10 +27,10 @@ class MetricsLog:
         self.summary: dict[str, Any] = {}
         self.seconds = 0.0
         if write and path.exists():
-            kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-            self.seconds = json.loads(kept[-1])["seconds"] if kept else 0.0
+            kept = [line for line in read_metrics(path) if line["step"] <= step]
+            self.seconds = kept[-1]["seconds"] if kept else 0.0
             partial = path.with_suffix(".partial")
-            partial.write_text("".join(kept))
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(partial, path)
 
     def add(self, step: int, values: dict[str, Tensor | float]) -> None:
@@ -70,8 +70,13 @@ def _table(values: list[dict[str, Tensor | float]], names: list[str]) -> Tensor:
     return torch.tensor([[next(host) if isinstance(v[n], Tensor) else v[n] for n in names] for v in values], dtype=torch.float64)
 
 
-def _whole_lines(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()  # cut short by a kill
-    return lines
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics file. A last line cut short by a kill is left out; any other bad line is a ValueError."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line break is a half-written line
+    out = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            out.append(json.loads(line))
+        except json.JSONDecodeError as e:
+            raise ValueError(f"{path}, line {number}: not JSON ({e}); delete the line or the file") from None
+    return out
