@@ -1,14 +1,19 @@
 """Carry: training rows that go on from where an earlier batch ended, so that deep states are seen without deep unrolling.
 
-A carried row keeps its problem and its detached state. Each training step runs T more loops on it; when its age passes its own
-limit, drawn uniformly from 1..max_loops at birth, the final state of a fresh row takes its place. Ages are therefore spread
-over the whole range at any time, and the cost of a step does not change.
+A carried row keeps its problem and its detached state. Each training step runs T more loops on it. The final state of a fresh row
+takes its place when
+
+    its answer is wrong     it has taught the model where it fails; looped further, a state that has lost its problem teaches nothing
+    its age is at its limit drawn uniformly from 1..max_loops at birth, so that ages stay spread over the whole range
+
+The first rule is a curriculum that needs no schedule: rows grow as old as the model can hold them, and no older. The cost of a
+step does not change.
 
 The idea is the sample pool of neural cellular automata (Mordvintsev et al. 2020) and of persistent contrastive divergence.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from looped_lib.config import CarryConfig
@@ -32,16 +37,26 @@ class Carry:
         return torch.cat([t["inputs"], inputs[self.rows :]]), torch.cat([t["labels"], labels[self.rows :]]), t["state"]
 
     def keep(
-        self, training_step: int, n_loops: int, inputs: Tensor, labels: Tensor, last: Tensor, limits: Int[Tensor, "carried"]
+        self,
+        training_step: int,
+        n_loops: int,
+        inputs: Int[Tensor, "batch seq"],
+        labels: Int[Tensor, "batch seq"],
+        last: Float[Tensor, "batch seq d_model"],
+        right: Bool[Tensor, "batch"],
+        limits: Int[Tensor, "carried"],
     ) -> None:
-        """Take over the final states `last` of this batch; `limits` are the ages at which newborn rows will be replaced."""
+        """Take over the final states `last` of this batch.
+
+        `right` tells whose answer is right there; `limits` are the ages at which newborn rows will be replaced.
+        """
         if not self.rows or training_step < self.config.onset:
             return
         # Row i of the carried rows is replaced by row i of the fresh ones; share is at most one half, so there is one.
         old, fresh = slice(0, self.rows), slice(self.rows, 2 * self.rows)
         age = self.tensors.get("age", torch.full_like(limits, self.config.max_loops)) + n_loops
         limit = self.tensors.get("limit", torch.zeros_like(limits))
-        dead = age >= limit
+        dead = (age >= limit) | ~right[old]
         self.tensors = {
             "age": torch.where(dead, n_loops, age),
             "limit": torch.where(dead, limits, limit),

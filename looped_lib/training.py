@@ -59,8 +59,8 @@ class Objective(nn.Module):
         start: Tensor | None,
         training_step: int,
         rank: int,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(summed CE, R, S, h_T). `start` holds the states of the first rows, which are carried; the others begin at h_0.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(summed CE, R, S, h_T, whose whole answer is right). `start` holds the states of the first rows, which are carried; the others begin at h_0.
 
         With one loop count per sequence, a row keeps its state once its own count is reached; `deepest` is the largest.
         """
@@ -81,7 +81,8 @@ class Objective(nn.Module):
         active = penalty.weight > 0 and training_step >= penalty.onset
         r = self.jacobian(self.model, h, training_step, rank) if active else ce.new_zeros(())
         s = l2_penalty(h, before) if penalty.l2_weight > 0 else ce.new_zeros(())
-        return ce, r, s, h.detach()
+        right = ((logits.argmax(-1) == labels) | (labels == IGNORE)).all(dim=1)
+        return ce, r, s, h.detach(), right
 
 
 def load_problems(config: DataConfig) -> tuple[Problems, Problems]:
@@ -208,13 +209,13 @@ class Trainer:
         """The three terms for part `i` of this rank's batch."""
         config, carry = self.config, self.carries[i]
         inputs, labels, start = carry.start(self.step, self.problems.inputs[rows], self.labels[rows])
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=config.training.precision == "bf16")
-        with autocast:
-            ce, r, s, h = self.module(inputs, labels, n_loops, deepest, start, self.step, self.rank * len(self.carries) + i)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.training.precision == "bf16"):
+            stream = self.rank * len(self.carries) + i
+            ce, r, s, h, right = self.module(inputs, labels, n_loops, deepest, start, self.step, stream)
         if carry.rows:
-            stream = np.random.default_rng([_CARRY, config.seed, self.step, self.rank, i])
-            limits = torch.from_numpy(stream.integers(1, config.carry.max_loops + 1, carry.rows)).to(self.device)
-            carry.keep(self.step, deepest, inputs, labels, h, limits)
+            rng = np.random.default_rng([_CARRY, config.seed, self.step, self.rank, i])
+            limits = torch.from_numpy(rng.integers(1, config.carry.max_loops + 1, carry.rows)).to(self.device)
+            carry.keep(self.step, deepest, inputs, labels, h, right, limits)
         return ce, r, s
 
     def part_depths(self, depths: int | np.ndarray, first: int) -> tuple[int | Tensor, int]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from looped_lib import checkpoints
+from looped_lib.carry import Carry
 from looped_lib.config import (
     CarryConfig,
     ConfigError,
@@ -160,7 +161,7 @@ def test_one_depth_per_sequence_equals_each_sequence_alone(tmp_path):
     rows = trainer.batch_rows(0)
     inputs, labels = trainer.problems.inputs[rows], trainer.labels[rows]
     depths = torch.from_numpy(config.loops.sample(config.seed, 0, len(rows)))
-    _, _, _, h = trainer.objective(inputs, labels, depths, int(depths.max()), None, 0, 0)
+    _, _, _, h, _ = trainer.objective(inputs, labels, depths, int(depths.max()), None, 0, 0)
     assert len(set(depths.tolist())) > 1
     for i, n in enumerate(depths.tolist()):
         alone = trainer.objective(inputs[i : i + 1], labels[i : i + 1], n, n, None, 0, 0)[3]
@@ -176,17 +177,20 @@ def test_every_epoch_shows_every_problem_once(tmp_path):
     assert not torch.equal(seen[:n], seen[n : 2 * n])
 
 
-def test_carried_rows_grow_old_and_are_replaced(tmp_path):
-    trainer = Trainer(tiny(), tmp_path, progress=False)
-    trainer.model.train()
-    ages = []
-    for step in range(24):
-        trainer.step = step
-        trainer.train_step()
-        ages.append(trainer.carries[0].tensors.get("age", torch.zeros(0)).tolist())
-    assert ages[1] == [] and len(ages[2]) == 4
-    oldest = max(max(a) for a in ages[2:])
-    assert 3 < oldest < 5 + 3  # beyond one batch's depth, and at most a limit plus one batch
+def test_carried_rows_grow_old_and_are_replaced_when_wrong_or_old():
+    carry = Carry(CarryConfig(share=0.5, max_loops=10), batch_rows=6)
+    inputs, last = torch.arange(6)[:, None], torch.arange(6.0)[:, None, None]
+    limits = torch.tensor([4, 100, 100])
+    assert carry.start(0, inputs, inputs)[2] is None
+    carry.keep(0, 3, inputs, inputs, last, torch.ones(6, dtype=torch.bool), limits)
+    assert carry.tensors["age"].tolist() == [3, 3, 3] and carry.tensors["inputs"].flatten().tolist() == [3, 4, 5]
+    mixed, _, state = carry.start(1, inputs + 10, inputs)
+    assert mixed.flatten().tolist() == [3, 4, 5, 13, 14, 15] and state.flatten().tolist() == [3, 4, 5]
+    carry.keep(1, 2, mixed, mixed, last + 20, torch.tensor([True, True, False, True, True, True]), limits)
+    # row 0 reached its limit of 4, row 2 was wrong: both begin again as fresh rows 0 and 2 of this batch
+    assert carry.tensors["age"].tolist() == [2, 5, 2]
+    assert carry.tensors["inputs"].flatten().tolist() == [13, 4, 15]
+    assert carry.tensors["state"].flatten().tolist() == [23, 21, 25]
 
 
 def test_it_learns(tmp_path):
