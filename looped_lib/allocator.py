@@ -1,8 +1,9 @@
-"""Keep the memory that tensors free, instead of giving it back to the system and faulting it in again at the next operation.
+"""Keep the memory that tensors free, instead of returning it to the system and faulting it in again at the next
+operation.
 
-glibc's malloc maps every block above a threshold (at most 32 MB) afresh and unmaps it when it is freed, so on the CPU each
-operation on a large tensor begins with the kernel clearing thousands of pages. The setting is process-wide and lasts until exit,
-so it is a function that programs call, not something an import does.
+glibc's malloc maps every block above a threshold (32 MB at most) afresh and unmaps it when it is freed, so on the CPU
+each operation on a large tensor begins with the kernel clearing thousands of pages. The setting is process-wide and
+lasts until exit: it is a function that programs call, not something an import does.
 """
 
 import ctypes
@@ -12,7 +13,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from <malloc.h>
 
 
 def keep_freed_memory() -> bool:
-    """Serve large blocks from the heap and never shrink it. Returns whether it took effect: False where libc is not glibc.
+    """Serve large blocks from the heap and never shrink it. False if that cannot be had: the libc is not glibc.
 
     The process then holds on to the most memory it ever used, which for a training run is what one step uses anyway.
     """

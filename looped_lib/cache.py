@@ -7,7 +7,7 @@ parameters, not cache.
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -34,6 +34,13 @@ class Slot:
         self.values[:, :, self.length : end] = v
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def branch(self, rows: Int[Tensor, "row"], room: int) -> "Slot":
+        """A new slot whose row i continues row `rows[i]` of this one, with room for `room` more positions."""
+        child = Slot(self.length + room)
+        if self.length:
+            child.append(self.keys[rows, :, : self.length], self.values[rows, :, : self.length])
+        return child
 
 
 @dataclass
