@@ -126,7 +126,8 @@ class Trainer:
             )
         _claim(run_dir, config, self.rank)
         keep_freed_memory()
-        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu")
+        cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = c.precision == "tf32"
         self.problems = load_problems(config.data)[0].to(self.device)
         if self.problems.inputs.shape[1] > config.model.max_len:
