@@ -1,0 +1,123 @@
+"""The penalties that are added to the loss: on the Jacobian J of Phi at the last state, and on the last loop's change.
+
+    loss = (1 - weight) CE + weight R + l2_weight S
+
+R, a mean over the rows it is estimated on, by `PenaltyConfig.quantity` (all three in the same units, a squared gain per
+loop):
+
+    squared_fro       ||J||_F^2 / N     the mean squared singular value; N = seq * d_model entries of a row
+    spectral_norm     sigma_max(J)^2
+    spectral_radius   rho(J)^2          its gradient is a surrogate for non-normal J (see `jacobian.spectral_radius`)
+
+What is constant: h_T (R moves Phi, not the trajectory that led to h_T), the probe vectors and every power iteration but
+the last. What receives gradient: the parameters of Phi, through the last product with J. Dropout is off while J is
+estimated.
+"""
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from looped_lib.config import PenaltyConfig
+from looped_lib.jacobian import (
+    Product,
+    Stream,
+    finite_difference,
+    jvp,
+    random_normal,
+    random_signs,
+    spectral_norm,
+    spectral_radius,
+    squared_fro,
+    vjp,
+)
+
+PRODUCTS: dict[str, Product] = {"vjp": vjp, "jvp": jvp, "finite_difference": finite_difference}
+_POWER_ITERATIONS = {"spectral_norm": spectral_norm, "spectral_radius": spectral_radius}
+_STREAM = 0x500  # keeps probe vectors independent of every other stream derived from the same seed
+
+
+class JacobianPenalty:
+    """R of one training step. Nothing in it waits for the device.
+
+    Probe vectors are a pure function of (seed, training_step, rank). With `config.persistent`, power iterations start
+    from where the previous call of the same rank ended: its rows were other problems, so this is a good guess, not a
+    continuation, and it needs batches of one shape. Those vectors are the only state.
+    """
+
+    def __init__(self, config: PenaltyConfig, seed: int):
+        self.config = config
+        self.seed = seed
+        self._vectors: dict[str, Tensor] = {}
+
+    def __call__(self, model: nn.Module, h_T: Stream, training_step: int, rank: int = 0) -> Float[Tensor, ""]:
+        """R at states h_T of `model` (anything with `step(h)`), on the first ceil(share * batch) rows.
+
+        `rank` numbers whatever estimates R in the same training step: processes, and the parts of an accumulated batch.
+        """
+        c = self.config
+        h = h_T.detach()[: math.ceil(c.share * len(h_T))]
+        generator = torch.Generator(h.device).manual_seed(self._probe_seed(training_step, rank))
+        if c.public_code:
+            return _public_code(model.step, h, random_normal(h, generator), c.iterations)
+        was_training = model.training
+        model.eval()
+        try:
+            return self._mean(model.step, h, generator, f"vector.{rank}")
+        finally:
+            model.train(was_training)
+
+    def state(self) -> dict[str, Tensor]:
+        """The persistent vectors, one per rank that has called; empty unless `config.persistent`."""
+        return dict(self._vectors)
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state` returned."""
+        self._vectors = dict(state)
+
+    def _mean(self, step: nn.Module, h: Stream, generator: torch.Generator, name: str) -> Tensor:
+        c = self.config
+        product = PRODUCTS[c.product]
+        if c.quantity == "squared_fro":
+            return squared_fro(step, h, product, random_signs(h, generator)).mean() / h[0].numel()
+        start = random_normal(h, generator) if name not in self._vectors else self._vectors[name].to(h)
+        if start.shape != h.shape:
+            raise ValueError(
+                f"the persistent vectors have shape {tuple(start.shape)}, the states {tuple(h.shape)}: "
+                "PenaltyConfig.persistent needs batches of one shape"
+            )
+        value, vector = _POWER_ITERATIONS[c.quantity](step, h, product, start, c.iterations)
+        if c.persistent:
+            self._vectors[name] = vector
+        return (value**2).mean()
+
+    def _probe_seed(self, training_step: int, rank: int) -> int:
+        words = [_STREAM, self.seed, training_step, rank]
+        return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+
+
+def public_code_penalty() -> PenaltyConfig:
+    """The penalty of the authors' public code, to reproduce its results (`onset` is its 2,000 steps of warm-up).
+
+    One Gaussian v, normalised over the whole batch tensor, goes through `iterations` VJPs, v <- v^T J / ||v^T J||, none
+    detached, with dropout on and redrawn in each; R = ||v^T J||^2 of the last. With one iteration v is uniform on the
+    unit sphere of all N_all = batch * N entries, so E[R] = ||J||_F^2 / N_all with J of the whole batch: what
+    squared_fro gives on the same rows. With many iterations it tends to the squared spectral radius of the worst row.
+    """
+    return PenaltyConfig(weight=0.1, share=1.0, public_code=True)
+
+
+def l2_penalty(h_T: Stream, h_before: Stream) -> Float[Tensor, ""]:
+    """S: mean over tokens of ||h_T - h_{T-1}||_2, with gradient into both (0 at a token that did not move)."""
+    return torch.linalg.vector_norm(h_T - h_before, dim=-1).mean()
+
+
+def _public_code(step: nn.Module, h: Stream, v: Stream, iterations: int) -> Tensor:
+    v = v / torch.linalg.vector_norm(v)
+    for _ in range(iterations - 1):
+        v = vjp(step, h, v)
+        v = v / torch.linalg.vector_norm(v)
+    return (vjp(step, h, v) ** 2).sum()
