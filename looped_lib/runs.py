@@ -1,0 +1,124 @@
+"""Run folders: `runs/<study>/<run>/` describes itself, and `load_runs()` reads all of them into one table.
+
+    config.json     the ExperimentConfig
+    metrics.jsonl   one line per logged training step
+    result.json     what was measured, with config and provenance (see `experiment`)
+    checkpoints/    weights (stay on the machine)
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from looped_lib.metrics import read_metrics
+
+PER_DEPTH = ("accuracy", "state_norm", "residual")
+
+
+def find_root() -> Path:
+    """The project's folder: the nearest above the working directory, or else above this file, that holds looped_lib/."""
+    here = [Path.cwd(), *Path.cwd().parents, *Path(__file__).resolve().parents]
+    for folder in here:
+        if (folder / "looped_lib").is_dir() and (folder / "pyproject.toml").is_file():
+            return folder
+    raise FileNotFoundError("no project folder (looped_lib/ beside pyproject.toml) above the working directory")
+
+
+def provenance() -> dict[str, Any]:
+    """What a result depends on beside its config: commit (and whether files were changed), versions, device."""
+    cuda = torch.cuda.is_available()
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "changed_files": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("looped_lib", "torch", "numpy", "transformers")},
+        "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+    }
+
+
+def write_json(path: str | Path, values: Any) -> None:
+    """Write `values` as JSON atomically: a reader sees the old file or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(values, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_json(path: str | Path) -> Any:
+    """The contents of a JSON file; ValueError names the file if it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{path}: not JSON ({e}); delete it to measure again") from None
+
+
+def load_runs(root: str | Path | None = None) -> pd.DataFrame:
+    """All finished runs under `root` (default: runs/ of the project), one row per run and depth.
+
+    Columns: study, run, depth, accuracy, state_norm, residual, seconds, and the config flattened (`model.norm_placement`, `loops.kind`,
+    `penalty.weight`, ...). A folder with a damaged result is skipped with a warning that names it.
+    """
+    return _collect(root, "result.json", _per_depth)
+
+
+def load_metrics(root: str | Path | None = None) -> pd.DataFrame:
+    """The training curves of all runs under `root`, one row per run and logged step, with study, run and the config."""
+    return _collect(root, "metrics.jsonl", lambda path: (pd.DataFrame(read_metrics(path)), read_json(path.parent / "config.json")))
+
+
+def _collect(root: str | Path | None, name: str, read: Any) -> pd.DataFrame:
+    root = find_root() / "runs" if root is None else Path(root)
+    tables = []
+    for path in sorted(root.rglob(name)):
+        if not (path.parent / "config.json").exists():
+            continue  # the result of a whole notebook, not of a run
+        try:
+            table, config = read(path)
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            warnings.warn(f"left out {path.parent}: {e}", stacklevel=3)
+            continue
+        table.insert(0, "study", path.parent.parent.name)
+        table.insert(1, "run", path.parent.name)
+        tables.append(table.assign(**_flat(config)))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _per_depth(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    result = read_json(path)
+    table = pd.DataFrame({"depth": result["depths"], **{k: result[k] for k in PER_DEPTH}})
+    return table.assign(seconds=sum(result["seconds"].values())), result["config"]
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            out |= _flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = str(value) if isinstance(value, list) else value
+    return out
+
+
+def _git(*args: str) -> str | None:
+    done = subprocess.run(["git", "-C", Path(__file__).parent, *args], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return getattr(sys.modules.get(name), "__version__", None)
