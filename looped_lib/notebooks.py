@@ -1,0 +1,90 @@
+"""Run a notebook as a batch job: papermill executes it, nbconvert makes an HTML page that opens without a server or network.
+
+    python -m looped_lib.notebooks notebooks/00_tour.ipynb runs/tour -p preset smoke
+
+writes OUT/notebook.ipynb (also when a cell fails, with the error in it) and OUT/<notebook's name>.html, and prints the table of
+accuracy by depth if the notebook wrote OUT/result.json.
+"""
+
+import argparse
+import ast
+import os
+from pathlib import Path
+from typing import Any
+
+import papermill
+import pandas as pd
+from nbconvert import HTMLExporter
+
+from looped_lib.runs import read_json
+
+TABLE_DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 32, 50, 75, 100, 150, 200)
+
+
+def execute(notebook: str | Path, out: str | Path, parameters: dict[str, Any]) -> Path:
+    """Execute `notebook` with its folder as working directory; returns the executed copy, OUT/notebook.ipynb.
+
+    ValueError on a parameter the notebook does not have (papermill itself would only warn).
+    """
+    notebook, out = Path(notebook).resolve(), Path(out).resolve()
+    check_parameters(notebook, parameters)
+    out.mkdir(parents=True, exist_ok=True)
+    executed = out / "notebook.ipynb"
+    papermill.execute_notebook(
+        str(notebook), str(executed), parameters, kernel_name="python3", cwd=str(notebook.parent), progress_bar=True
+    )
+    return executed
+
+
+def check_parameters(notebook: str | Path, parameters: dict[str, Any]) -> None:
+    """ValueError naming every parameter in `parameters` that `notebook` does not have, and those it has."""
+    known = papermill.inspect_notebook(str(notebook))
+    if unknown := sorted(set(parameters) - set(known)):
+        raise ValueError(f"{Path(notebook).name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+
+
+def export_html(notebook: str | Path, html: str | Path) -> None:
+    """Write a notebook as one HTML file. plotly.js travels in the notebook's own outputs, so nothing is fetched."""
+    html = Path(html)
+    body, _ = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_filename(str(notebook))
+    partial = html.with_name(f".{html.name}.partial")
+    partial.write_text(body, encoding="utf-8")
+    os.replace(partial, html)
+
+
+def accuracy_table(result: dict[str, Any]) -> pd.DataFrame:
+    """Accuracy in percent, one row per depth of TABLE_DEPTHS, one column per run."""
+    table = pd.DataFrame(result["accuracy"], index=pd.Index(result["depths"], name="loops")).mul(100).round(1)
+    return table[table.index.isin(TABLE_DEPTHS)]
+
+
+def parse_parameters(pairs: list[list[str]]) -> dict[str, Any]:
+    """`-p NAME VALUE` pairs: Python literals where the value is one (3, 0.1, True), text otherwise."""
+    return {name: _literal(value) for name, value in pairs}
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def main() -> None:
+    """Execute, export, print."""
+    parser = argparse.ArgumentParser(description="Run a notebook and export it to HTML")
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("out", type=Path, help="folder for the executed notebook, its HTML and its results")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
+    args = parser.parse_args()
+    parameters = {"out": str(args.out.resolve()), **parse_parameters(args.p)}
+    executed = execute(args.notebook, args.out, parameters)
+    html = args.out / f"{args.notebook.stem.split('_', 1)[-1]}.html"
+    export_html(executed, html)
+    if (args.out / "result.json").exists():
+        print(accuracy_table(read_json(args.out / "result.json")).to_string())
+    print(f"\nopen {html} in a browser, or {executed} in JupyterLab")
+
+
+if __name__ == "__main__":
+    main()
