@@ -1,0 +1,76 @@
+"""Every notebook runs top to bottom in the smoke preset and records a result; typos fail before any work starts."""
+
+import json
+import math
+import re
+
+import nbformat
+import papermill
+import pytest
+
+from looped_lib.notebooks import execute, export_html, parse_parameters
+from looped_lib.runs import find_root, read_json
+
+NOTEBOOKS = sorted((find_root() / "notebooks").glob("*.ipynb"))
+RUNS = {
+    "00_tour": {"fixed", "random", "stars"},
+    "01_norm_placement": {f"{p}-LayerNorm-seed0" for p in ("pre_norm", "post_norm", "sandwich_branch", "sandwich_dual")},
+    "02_random_loops": {
+        f"{v}-seed0" for v in ("log_normal", "poisson", "uniform", "prelude", "coda", "prelude_coda", "l2")
+    },
+    "03_jacobian_regularization": {
+        f"{v}-seed0"
+        for v in ("random", "squared_fro", "spectral_norm", "spectral_radius", "public_code", "squared_fro_carry")
+    },
+}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_runs_in_the_smoke_preset(notebook, tmp_path):
+    executed = execute(notebook, tmp_path, {"preset": "smoke", "max_depth": 12, "out": str(tmp_path)})
+    result = read_json(tmp_path / "result.json")
+    assert result["depths"] == list(range(13))
+    assert set(result["accuracy"]) == set(result["seconds"]) == RUNS[notebook.stem]
+    for values in result["accuracy"].values():
+        assert len(values) == 13 and all(math.isfinite(v) and 0 <= v <= 1 for v in values)
+    outputs = [o for cell in nbformat.read(executed, 4).cells if cell.cell_type == "code" for o in cell.outputs]
+    figures = [o for o in outputs if "plotly" in "".join(o.get("data", {}).get("text/html", ""))]
+    assert len(figures) >= 2
+    export_html(executed, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "Plotly.newPlot" in page and "cdn.plot.ly/plotly" not in page.split("Plotly.newPlot")[-1]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_is_thin_stripped_and_parametrised(notebook):
+    cells = nbformat.read(notebook, 4).cells
+    code = [c for c in cells if c.cell_type == "code"]
+    assert [c for c in code if "parameters" in c.metadata.get("tags", [])] == code[:1]
+    assert not any(c.outputs or c.execution_count for c in code)
+    assert not any(re.search(r"^\s*(def|class) ", c.source, re.M) for c in code)
+    assert max(len(c.source.splitlines()) for c in code) <= 10
+
+
+def test_an_unknown_parameter_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="01_norm_placement.ipynb has no parameter norm_placment; it has preset"):
+        execute(NOTEBOOKS[1], tmp_path, {"norm_placment": "post_norm"})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("parameters", [{"preset": "smok"}, {"preset": "smoke", "norm_placement": "prenorm"}])
+def test_an_unknown_value_fails_before_any_training(tmp_path, parameters):
+    with pytest.raises(papermill.PapermillExecutionError, match="must be one of"):
+        execute(NOTEBOOKS[1], tmp_path, {**parameters, "out": str(tmp_path)})
+    assert not list(tmp_path.rglob("config.json"))
+
+
+def test_parameters_are_literals_or_text():
+    assert parse_parameters([["seed", "3"], ["w", "0.1"], ["on", "True"], ["preset", "smoke"], ["out", "a/b"]]) == {
+        **{"seed": 3, "w": 0.1, "on": True, "preset": "smoke", "out": "a/b"}
+    }
+
+
+def test_notebook_files_are_json_with_stable_cell_ids():
+    for notebook in NOTEBOOKS:
+        ids = [c["id"] for c in json.loads(notebook.read_text())["cells"]]
+        assert len(set(ids)) == len(ids)
