@@ -8,8 +8,8 @@
       data      DataConfig        which problems
       training  TrainingConfig    optimiser, schedule, precision, checkpoints
 
-Every value lives in one place. A wrong value, an unknown field or a missing one is an error that names the field and says
-what would be right. `to_dict` and `from_dict` go through JSON without loss.
+Every value lives in one place. A wrong value or an unknown field is an error that names the field and says what
+would be right; a missing one takes its default. `to_dict` and `from_dict` go through JSON without loss.
 """
 
 import dataclasses
@@ -72,14 +72,16 @@ class ModelConfig:
             raise ConfigError(f"ModelConfig.n_heads must divide d_model ({self.d_model}), got {self.n_heads}")
         if self.norm_type == "DeepNorm" and self.norm_placement != "post_norm":
             raise ConfigError(
-                "ModelConfig.norm_type 'DeepNorm' is N(alpha x + F x), which is defined for norm_placement 'post_norm' only, "
-                f"got {self.norm_placement!r}"
+                "ModelConfig.norm_type 'DeepNorm' is N(alpha x + F x), which is defined for norm_placement "
+                f"'post_norm' only, got {self.norm_placement!r}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PenaltyConfig:
-    """Which penalty on J = dPhi/dh at the last state is added to the loss, and how it is estimated (see `regularizers`).
+    """Which penalty on J = dPhi/dh at the last state is added to the loss, and how it is estimated.
+
+    `regularizers` says what is detached, what receives gradient and how R is normalised.
 
     With R the Jacobian term and S = mean over tokens of ||h_T - h_{T-1}||,
 
@@ -89,11 +91,11 @@ class PenaltyConfig:
     weight: float = 0.0
     """w above. 0 leaves the Jacobian out (and costs nothing)."""
     quantity: Quantity = "squared_fro"
-    """What R estimates: ||J||_F^2 per entry of h, the spectral norm, or the spectral radius."""
+    """What R estimates: ||J||_F^2 per entry of h, the squared spectral norm, or the squared spectral radius."""
     product: Product = "vjp"
-    """How J is applied: exact v^T J, exact J v, or (Phi(h + eps v) - Phi(h)) / eps."""
+    """How J is applied: exact v^T J, exact J v, or (Phi(h + eps v) - Phi(h - eps v)) / (2 eps)."""
     iterations: int = 1
-    """Power iterations, all but the last detached. Squared Frobenius takes one probe and needs none."""
+    """Power iterations, all but the last detached. Squared Frobenius takes one probe: leave it at 1."""
     persistent: bool = False
     """Keep the power-iteration vectors from one training step to the next instead of drawing new ones."""
     share: float = 0.25
@@ -103,7 +105,7 @@ class PenaltyConfig:
     l2_weight: float = 0.0
     """Weight of the L2 penalty on the last loop's change (the paper's baseline)."""
     public_code: bool = False
-    """Estimate exactly as the public code: one vector normalised over the whole batch, dropout on, later iterations attached."""
+    """Estimate exactly as the public code does (see `regularizers.public_code_penalty`)."""
 
     def __post_init__(self):
         _choice(self, quantity=Quantity, product=Product)
@@ -114,17 +116,25 @@ class PenaltyConfig:
         _whole(self, 0, "onset")
         _flag(self, "persistent", "public_code")
         if self.persistent and self.quantity == "squared_fro":
-            raise ConfigError("PenaltyConfig.persistent keeps power-iteration vectors; 'squared_fro' draws independent probes")
+            raise ConfigError(
+                "PenaltyConfig.persistent keeps power-iteration vectors; 'squared_fro' draws independent probes"
+            )
+        if self.quantity == "squared_fro" and self.iterations != 1 and not self.public_code:
+            raise ConfigError(
+                f"PenaltyConfig.iterations must be 1 for 'squared_fro', which takes one probe, got {self.iterations}"
+            )
         if self.public_code and (self.quantity, self.product, self.share) != ("squared_fro", "vjp", 1.0):
-            raise ConfigError("PenaltyConfig.public_code is one VJP over the whole batch: it needs 'squared_fro', 'vjp' and share 1")
+            raise ConfigError(
+                "PenaltyConfig.public_code is one VJP over the whole batch: it needs 'squared_fro', 'vjp' and share 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CarryConfig:
     """Carry: a share of each batch does not start at h_0 but continues, detached, from where an earlier batch ended.
 
-    Random loop counts alone show the model states of a few loops' age. Carried rows grow older with every step, up to `max_loops`,
-    at no extra cost: each training step still runs T loops with gradient.
+    Random loop counts alone show the model states of a few loops' age. Carried rows grow older with every step, up to
+    `max_loops`, at no extra cost: each training step still runs T loops with gradient.
     """
 
     share: float = 0.0
@@ -161,7 +171,9 @@ class DataConfig:
         _whole(self, 1, "digits", "n_train", "n_test")
         _whole(self, 0, "seed")
         if bool(self.train_file) != bool(self.test_file):
-            raise ConfigError("DataConfig.train_file and test_file go together: give both, or neither to generate the problems")
+            raise ConfigError(
+                "DataConfig.train_file and test_file go together: give both, or neither to generate the problems"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +247,9 @@ class ExperimentConfig:
     def __post_init__(self):
         _whole(self, 0, "seed")
         if self.carry.share and self.training.per_sequence_loops:
-            raise ConfigError("CarryConfig.share needs one loop count per batch: set TrainingConfig.per_sequence_loops to False")
+            raise ConfigError(
+                "CarryConfig.share needs one loop count per batch: set TrainingConfig.per_sequence_loops to False"
+            )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -243,7 +257,9 @@ def to_dict(config: Any) -> dict[str, Any]:
     out: dict[str, Any] = {"kind": type(config).__name__} if isinstance(config, LoopSampler) else {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
-        out[f.name] = to_dict(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
+        out[f.name] = (
+            to_dict(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
+        )
     return out
 
 

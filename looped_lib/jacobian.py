@@ -14,15 +14,15 @@ Products (v has the shape of h; all treat h as a constant)
 
     vjp                 v^T J    reverse mode; its gradient is a double backward pass
     jvp                 J v      forward mode; its gradient is one backward pass through it
-    finite_difference   J v      (Phi(h + eps v) - Phi(h - eps v)) / (2 eps): two plain forward passes, any attention
-    kernel
+    finite_difference   J v      (Phi(h + eps v) - Phi(h - eps v)) / (2 eps): two plain forward passes
 
 With gradients enabled a product can be differentiated with respect to the parameters of `step`; under `torch.no_grad()`
 it is a constant and keeps no graph. The first two are exact. Fused attention kernels have neither a double backward nor
-forward mode, so wherever one is needed attention runs on the MATH backend.
+forward mode, so wherever one is needed attention runs on the MATH backend; finite differences take any kernel.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ Product = Callable[[Step, Stream, Stream], Stream]
 def vjp(step: Step, h: Stream, v: Stream) -> Stream:
     """v^T J, exactly."""
     differentiable = torch.is_grad_enabled()
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if differentiable else nullcontext():
         h = h.detach().requires_grad_()
         return torch.autograd.grad(step(h), h, v, create_graph=differentiable)[0]
 
@@ -57,7 +57,7 @@ def jvp(step: Step, h: Stream, v: Stream) -> Stream:
 
 
 def finite_difference(step: Step, h: Stream, v: Stream) -> Stream:
-    """J v by central differences, both sides in one batch.
+    """J v by central differences.
 
     eps = u^(1/3) ||h|| / ||v|| per row, with u the machine epsilon: the perturbation is a fixed fraction of the state
     (0.5 % in float32), where truncation, O(eps^2), and rounding, O(u / eps), are equal: about 1e-4 relative in float32,
@@ -69,15 +69,14 @@ def finite_difference(step: Step, h: Stream, v: Stream) -> Stream:
     size_h, size_v = (torch.where(s > 0, s, torch.ones_like(s)) for s in (size_h, size_v))
     eps = _column(torch.finfo(h.dtype).eps ** (1 / 3) * size_h / size_v).to(h.dtype)
     with torch.autocast(h.device.type, enabled=False):
-        ahead, behind = step(torch.cat([h + eps * v, h - eps * v])).chunk(2)
-    return (ahead - behind) / (2 * eps)
+        return (step(h + eps * v) - step(h - eps * v)) / (2 * eps)
 
 
 def squared_fro(step: Step, h: Stream, product: Product, probe: Stream) -> PerRow:
     """||J||_F^2 per row from one random probe v (Hutchinson): ||v^T J||^2 or ||J v||^2, unbiased if E[v v^T] = I.
 
     Proof: E||J v||^2 = E tr(J v v^T J^T) = tr(J E[v v^T] J^T) = tr(J J^T) = ||J||_F^2, and likewise for J^T. Signs
-    (`random_signs`) have the smallest variance among probes with independent entries, 2 * sum_{i != j} (J^T J)_ij^2
+    (`random_signs`) have the smallest variance among probes with independent entries, 2 * sum_{i != j} G_ij^2 with G = J^T J
     (Hutchinson 1990). Its gradient is therefore an unbiased estimate of the gradient of ||J||_F^2.
     """
     return row_norm(product(step, h, probe)) ** 2
