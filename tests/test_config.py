@@ -1,0 +1,89 @@
+"""Configs: JSON without loss, and one clear error for every bad value, naming the field."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from looped_lib import config as c
+from looped_lib.config import ConfigError, ExperimentConfig, from_dict, to_dict
+from looped_lib.presets import jacobian_study, norm_study, random_loop_study, tour
+from looped_lib.samplers import LogNormalPoissonLoops
+
+
+def test_every_experiment_survives_json():
+    for configs in (norm_study("cpu", "all", "all"), random_loop_study("cpu"), jacobian_study("cpu"), tour("cpu")):
+        for experiment in configs.values():
+            assert from_dict(ExperimentConfig, json.loads(json.dumps(to_dict(experiment)))) == experiment
+    other = replace(ExperimentConfig(), loops=LogNormalPoissonLoops())
+    assert from_dict(ExperimentConfig, json.loads(json.dumps(to_dict(other)))) == other
+
+
+not_whole = st.one_of(st.floats(), st.text(), st.none(), st.booleans(), st.integers(max_value=-1))
+not_number = st.one_of(st.text(), st.none(), st.booleans(), st.just(float("nan")), st.floats(max_value=-1e-9))
+WHOLE = {
+    c.ModelConfig: ["d_model", "n_heads", "d_ff", "k_layers", "prelude_layers", "coda_layers", "vocab_size", "max_len"],
+    c.PenaltyConfig: ["iterations", "onset"],
+    c.CarryConfig: ["max_loops", "onset"],
+    c.DataConfig: ["digits", "n_train", "n_test", "seed"],
+    c.TrainingConfig: ["steps", "batch_size", "accumulation", "warmup_steps", "log_every", "checkpoint_every"],
+    ExperimentConfig: ["seed"],
+}
+NUMBER = {
+    c.ModelConfig: ["dropout", "deepnorm_alpha", "init_std"],
+    c.PenaltyConfig: ["weight", "share", "l2_weight"],
+    c.CarryConfig: ["share"],
+    c.TrainingConfig: ["lr", "lr_end", "weight_decay", "grad_clip"],
+}
+
+
+@pytest.mark.parametrize(("cls", "name"), [(k, n) for k, names in WHOLE.items() for n in names])
+@given(value=not_whole)
+def test_whole_numbers_are_checked(cls, name, value):
+    with pytest.raises(ConfigError, match=rf"{cls.__name__}\.{name} must be a whole number of at least [01], got"):
+        cls(**{name: value})
+
+
+@pytest.mark.parametrize(("cls", "name"), [(k, n) for k, names in NUMBER.items() for n in names])
+@given(value=not_number)
+def test_numbers_are_checked(cls, name, value):
+    with pytest.raises(ConfigError, match=rf"{cls.__name__}\.{name} must be a number in"):
+        cls(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [
+        *((c.ModelConfig, n) for n in ("norm_placement", "norm_type")),
+        *((c.PenaltyConfig, n) for n in ("quantity", "product")),
+        (c.TrainingConfig, "precision"),
+    ],
+)
+@given(value=st.one_of(st.text(), st.none(), st.integers()))
+def test_choices_are_listed(cls, name, value):
+    with pytest.raises(ConfigError, match=rf"{cls.__name__}\.{name} must be one of '"):
+        cls(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sede": 1}, "run.json: ExperimentConfig has no field sede; it has model, loops"),
+        ({"model": {"width": 8}}, "run.json: ModelConfig has no field width"),
+        ({"model": {"d_model": 10, "n_heads": 3}}, r"run.json: ModelConfig.n_heads must divide d_model \(10\), got 3"),
+        ({"loops": {"kind": "Fixed"}}, "run.json: loops.kind must be one of FixedLoops, LogNormalLoops"),
+        ({"loops": {"kind": "FixedLoops", "n": 0}}, "run.json: FixedLoops: n"),
+        ({"loops": 4}, "run.json: LoopSampler must be a table"),
+        ({"training": {"betas": [0.9]}}, "run.json: TrainingConfig.betas must be two numbers"),
+        ({"training": {"batch_size": 10, "accumulation": 3}}, "accumulation must divide batch_size"),
+        ({"data": {"train_file": "a"}}, "train_file and test_file go together"),
+        ({"carry": {"share": 0.5}, "training": {"per_sequence_loops": True}}, "one loop count per batch"),
+        ({"penalty": {"persistent": True}}, "draws independent probes"),
+        ({"penalty": {"public_code": True}}, "share 1"),
+    ],
+)
+def test_a_bad_file_gets_one_clear_error(values, message):
+    with pytest.raises(ConfigError, match=message):
+        from_dict(ExperimentConfig, values, "run.json")
