@@ -3,7 +3,7 @@
 A carried row keeps its problem and its detached state. Each training step runs T more loops on it. The final state of a fresh row
 takes its place when
 
-    its answer is wrong     it has taught the model where it fails; looped further, a state that has lost its problem teaches nothing
+    its answer is wrong     it has taught the model where it fails; a state that has lost its problem teaches no more
     its age is at its limit drawn uniformly from 1..max_loops at birth, so that ages stay spread over the whole range
 
 The first rule is a curriculum that needs no schedule: rows grow as old as the model can hold them, and no older. The cost of a

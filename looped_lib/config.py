@@ -116,9 +116,7 @@ class PenaltyConfig:
         _whole(self, 0, "onset")
         _flag(self, "persistent", "public_code")
         if self.persistent and self.quantity == "squared_fro":
-            raise ConfigError(
-                "PenaltyConfig.persistent keeps power-iteration vectors; 'squared_fro' draws independent probes"
-            )
+            raise ConfigError("PenaltyConfig.persistent keeps power-iteration vectors; 'squared_fro' draws independent probes")
         if self.quantity == "squared_fro" and self.iterations != 1 and not self.public_code:
             raise ConfigError(
                 f"PenaltyConfig.iterations must be 1 for 'squared_fro', which takes one probe, got {self.iterations}"
@@ -171,9 +169,7 @@ class DataConfig:
         _whole(self, 1, "digits", "n_train", "n_test")
         _whole(self, 0, "seed")
         if bool(self.train_file) != bool(self.test_file):
-            raise ConfigError(
-                "DataConfig.train_file and test_file go together: give both, or neither to generate the problems"
-            )
+            raise ConfigError("DataConfig.train_file and test_file go together: give both, or neither to generate the problems")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,9 +214,7 @@ class TrainingConfig:
         _number(self, 0, 1, "lr_end")
         _flag(self, "per_sequence_loops", "compile")
         if self.batch_size % self.accumulation:
-            raise ConfigError(
-                f"TrainingConfig.accumulation must divide batch_size ({self.batch_size}), got {self.accumulation}"
-            )
+            raise ConfigError(f"TrainingConfig.accumulation must divide batch_size ({self.batch_size}), got {self.accumulation}")
         if len(self.betas) != 2 or not all(isinstance(b, float) and 0 <= b < 1 for b in self.betas):
             raise ConfigError(f"TrainingConfig.betas must be two numbers in [0, 1), got {self.betas!r}")
 
@@ -247,9 +241,7 @@ class ExperimentConfig:
     def __post_init__(self):
         _whole(self, 0, "seed")
         if self.carry.share and self.training.per_sequence_loops:
-            raise ConfigError(
-                "CarryConfig.share needs one loop count per batch: set TrainingConfig.per_sequence_loops to False"
-            )
+            raise ConfigError("CarryConfig.share needs one loop count per batch: set TrainingConfig.per_sequence_loops to False")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -257,9 +249,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     out: dict[str, Any] = {"kind": type(config).__name__} if isinstance(config, LoopSampler) else {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
-        out[f.name] = (
-            to_dict(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
-        )
+        out[f.name] = to_dict(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
     return out
 
 
@@ -308,9 +298,7 @@ def _whole(config: Any, least: int, *names: str) -> None:
             _fail(config, name, f"a whole number of at least {least}")
 
 
-def _number(
-    config: Any, low: float, high: float, *names: str, open_start: bool = False, open_end: bool = False
-) -> None:
+def _number(config: Any, low: float, high: float, *names: str, open_start: bool = False, open_end: bool = False) -> None:
     for name in names:
         value = getattr(config, name)
         fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,6 +1,6 @@
 """One experiment from config to result: train, measure at every depth, write `result.json`. Finished runs are loaded.
 
-    result.json = {"depths", "accuracy", "state_norm", "residual": one value per depth, "n_test", "seconds", "config", "provenance"}
+result.json = {"depths", "accuracy", "state_norm", "residual": one value per depth, "n_test", "seconds", "config", "provenance"}
 """
 
 import json

@@ -76,8 +76,8 @@ def squared_fro(step: Step, h: Stream, product: Product, probe: Stream) -> PerRo
     """||J||_F^2 per row from one random probe v (Hutchinson): ||v^T J||^2 or ||J v||^2, unbiased if E[v v^T] = I.
 
     Proof: E||J v||^2 = E tr(J v v^T J^T) = tr(J E[v v^T] J^T) = tr(J J^T) = ||J||_F^2, and likewise for J^T. Signs
-    (`random_signs`) have the smallest variance among probes with independent entries, 2 * sum_{i != j} G_ij^2 with G = J^T J
-    (Hutchinson 1990). Its gradient is therefore an unbiased estimate of the gradient of ||J||_F^2.
+    (`random_signs`) have the smallest variance among probes with independent entries: 2 * sum_{i != j} G_ij^2, with
+    G = J^T J (Hutchinson 1990). Its gradient is therefore an unbiased estimate of the gradient of ||J||_F^2.
     """
     return row_norm(product(step, h, probe)) ** 2
 

@@ -1,6 +1,6 @@
 """Write the four-digit addition problems of data/ anew: the same bytes on every machine.
 
-    python -m looped_lib.make_data [FOLDER]          (default: data/ of the project)
+python -m looped_lib.make_data [FOLDER]          (default: data/ of the project)
 """
 
 import argparse
@@ -15,7 +15,7 @@ SIZES = {"train_4digit.jsonl": 95_000, "test_4digit.jsonl": 5_000}
 
 
 def make_data(folder: str | Path) -> dict[str, str]:
-    """Write both files into `folder`; returns their SHA-256. They share no problem: one list of different problems, cut in two."""
+    """Write both files into `folder`; returns their SHA-256. One list of different problems is cut in two."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sums, start = {}, 0

@@ -74,9 +74,7 @@ class LoopedTransformer(nn.Module):
             nn.init.xavier_normal_(module.sublayer.out.weight, gain=math.sqrt(module.alpha / 2))
 
     @torch.no_grad()
-    def generate(
-        self, ids: Ids, n_loops: int, new_tokens: int, use_cache: bool = True
-    ) -> Int[Tensor, "batch seq_out"]:
+    def generate(self, ids: Ids, n_loops: int, new_tokens: int, use_cache: bool = True) -> Int[Tensor, "batch seq_out"]:
         """Greedy continuation: `new_tokens` argmax tokens after each row of `ids`, all rows of one length.
 
         With the cache every position is computed once at each loop: a state depends only on its own prefix, so the states of
@@ -112,4 +110,3 @@ def _run(layers: nn.ModuleList, h: Stream, slots: list[Slot] | None) -> Stream:
     for i, layer in enumerate(layers):
         h = layer(h, None if slots is None else slots[i])
     return h
-

@@ -12,8 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-import papermill
 import pandas as pd
+import papermill
 from nbconvert import HTMLExporter
 
 from looped_lib.runs import read_json

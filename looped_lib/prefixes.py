@@ -81,9 +81,7 @@ class SharedPrefixes:
             return self.model.readout(self.states[-1][:, -width:])
         return self._walk(self.states, coda_layers, lambda h, _, slots: self.model.readout(h, slots))[-1][:, -width:]
 
-    def _walk(
-        self, inputs: list[Tensor], n_layers: int, run: Callable[[Tensor, int, list[Slot]], Tensor]
-    ) -> list[Tensor]:
+    def _walk(self, inputs: list[Tensor], n_layers: int, run: Callable[[Tensor, int, list[Slot]], Tensor]) -> list[Tensor]:
         """`run` each segment after the keys and values of the prefixes that its rows continue."""
         slots = [Slot(0) for _ in range(n_layers)]
         out = []

@@ -86,8 +86,8 @@ def jacobian_study(preset: str, variant: str = "all", seed: int = 0) -> Configs:
 def tour(preset: str, seed: int = 0) -> Configs:
     """Three small models that solve three-digit addition at depth 4: fixed depth, random loops, and STARS.
 
-    STARS here is random loops, the Jacobian penalty, and, once the task is learned, a batch half of which carries on from deep states
-    (see `carry`). runs/LOG.md tells how the numbers were chosen.
+    STARS here is random loops, the Jacobian penalty, and, once the task is learned, batches half of which carry on from deep
+    states (see `carry`). runs/LOG.md tells how the numbers were chosen.
     """
     if _one_of("preset", preset, ("smoke", "cpu")) == "smoke":
         experiment, onset = _smoke(seed), 3
@@ -113,9 +113,7 @@ def _paper(seed: int) -> ExperimentConfig:
 
 def _cpu(seed: int) -> ExperimentConfig:
     return ExperimentConfig(
-        model=ModelConfig(
-            norm_type="RMSNorm", d_model=64, n_heads=4, d_ff=256, dropout=0.0, max_len=32, init_std=0.1
-        ),
+        model=ModelConfig(norm_type="RMSNorm", d_model=64, n_heads=4, d_ff=256, dropout=0.0, max_len=32, init_std=0.1),
         data=DataConfig(digits=3, n_train=60_000, n_test=500),
         training=TrainingConfig(steps=1500, batch_size=128, lr=3e-3, warmup_steps=100, betas=(0.9, 0.95)),
         seed=seed,

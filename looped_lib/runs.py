@@ -1,9 +1,9 @@
 """Run folders: `runs/<study>/<run>/` describes itself, and `load_runs()` reads all of them into one table.
 
-    config.json     the ExperimentConfig
-    metrics.jsonl   one line per logged training step
-    result.json     what was measured, with config and provenance (see `experiment`)
-    checkpoints/    weights (stay on the machine)
+config.json     the ExperimentConfig
+metrics.jsonl   one line per logged training step
+result.json     what was measured, with config and provenance (see `experiment`)
+checkpoints/    weights (stay on the machine)
 """
 
 import json
@@ -68,15 +68,17 @@ def read_json(path: str | Path) -> Any:
 def load_runs(root: str | Path | None = None) -> pd.DataFrame:
     """All finished runs under `root` (default: runs/ of the project), one row per run and depth.
 
-    Columns: study, run, depth, accuracy, state_norm, residual, seconds, and the config flattened (`model.norm_placement`, `loops.kind`,
-    `penalty.weight`, ...). A folder with a damaged result is skipped with a warning that names it.
+    Columns: study, run, depth, accuracy, state_norm, residual, seconds, and the config flattened (`model.norm_placement`,
+    `loops.kind`, `penalty.weight`, ...). A folder with a damaged result is left out with a warning that names it.
     """
     return _collect(root, "result.json", _per_depth)
 
 
 def load_metrics(root: str | Path | None = None) -> pd.DataFrame:
     """The training curves of all runs under `root`, one row per run and logged step, with study, run and the config."""
-    return _collect(root, "metrics.jsonl", lambda path: (pd.DataFrame(read_metrics(path)), read_json(path.parent / "config.json")))
+    return _collect(
+        root, "metrics.jsonl", lambda path: (pd.DataFrame(read_metrics(path)), read_json(path.parent / "config.json"))
+    )
 
 
 def _collect(root: str | Path | None, name: str, read: Any) -> pd.DataFrame:
@@ -100,6 +102,10 @@ def _per_depth(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     result = read_json(path)
     table = pd.DataFrame({"depth": result["depths"], **{k: result[k] for k in PER_DEPTH}})
     return table.assign(seconds=sum(result["seconds"].values())), result["config"]
+
+
+def _per_step(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    return pd.DataFrame(read_metrics(path)), read_json(path.parent / "config.json")
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -154,7 +154,9 @@ class LogNormalPoissonLoops(_Clipped):
 def _check_bounds(name: str, **bounds: tuple[int, int]) -> None:
     for field, (low, high) in bounds.items():
         if not (isinstance(low, int) and isinstance(high, int) and 1 <= low <= high):
-            raise ValueError(f"{name}: {field.replace('_', ', ')} must be whole loop counts with 1 <= low <= high, got {low}, {high}")
+            raise ValueError(
+                f"{name}: {field.replace('_', ', ')} must be whole loop counts with 1 <= low <= high, got {low}, {high}"
+            )
 
 
 def _check_positive(name: str, **values: float) -> None:

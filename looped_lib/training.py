@@ -4,9 +4,9 @@
 
     loss = (1 - w) CE + w R + l2_weight S
 
-with CE the mean cross-entropy per answer token, R the Jacobian penalty at h_T (`regularizers`), S the L2 penalty. Everything random
-is a pure function of (seed, step): batches, loop counts, dropout and probe vectors. A run therefore resumes from weights,
-moments and a step number to bit-identical results, on the CPU, wherever it was killed.
+with CE the mean cross-entropy per answer token, R the Jacobian penalty at h_T (`regularizers`), S the L2 penalty.
+Everything random is a pure function of (seed, step): batches, loop counts, dropout and probe vectors. A run therefore resumes
+from weights, moments and a step number to bit-identical results, on the CPU, wherever it was killed.
 
 Nothing in a step waits for the device: losses stay tensors until the line in metrics.jsonl that reports them.
 """
@@ -60,7 +60,9 @@ class Objective(nn.Module):
         training_step: int,
         rank: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(summed CE, R, S, h_T, whose whole answer is right). `start` holds the states of the first rows, which are carried; the others begin at h_0.
+        """(summed CE, R, S, h_T, whose whole answer is right).
+
+        `start` holds the states of the first rows, which are carried; the others begin at h_0.
 
         With one loop count per sequence, a row keeps its state once its own count is reached; `deepest` is the largest.
         """
@@ -104,8 +106,8 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 def train(config: ExperimentConfig, run_dir: str | Path, progress: bool = True) -> LoopedTransformer:
     """Train the model of `config` and return it, in evaluation mode.
 
-    `run_dir` gets config.json, metrics.jsonl and checkpoints/. If it already holds a checkpoint of the same config the run goes on
-    from there; of another config, ConfigError. KeyboardInterrupt writes a checkpoint before it goes on its way.
+    `run_dir` gets config.json, metrics.jsonl and checkpoints/. If it holds a checkpoint of the same config the run goes on from
+    there; of another config, ConfigError. KeyboardInterrupt writes a checkpoint before it goes on its way.
     FloatingPointError on a non-finite loss names the step, its depth and the last good checkpoint.
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):

@@ -43,9 +43,7 @@ def trajectory(model: nn.Module, ids: Int[Tensor, "batch seq"], n_loops: int) ->
     return states
 
 
-def project(
-    states: Float[Tensor, "loop batch seq d_model"], components: int = 2, token: int | None = None
-) -> Projection:
+def project(states: Float[Tensor, "loop batch seq d_model"], components: int = 2, token: int | None = None) -> Projection:
     """PCA over all loops and sequences together, so that they share axes.
 
     A point is the whole state (all positions flattened), or the state of one `token` position.

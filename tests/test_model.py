@@ -21,7 +21,7 @@ def build(**changes) -> LoopedTransformer:
     torch.manual_seed(0)
     model = LoopedTransformer(ModelConfig(**{**SMALL, **changes})).double().eval()
     with torch.no_grad():  # norms at identity would hide a missing gain or bias
-        for name, p in model.named_parameters():
+        for p in model.parameters():
             if p.ndim == 1:
                 p.add_(0.3 * torch.randn_like(p))
     return model

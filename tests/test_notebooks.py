@@ -15,12 +15,9 @@ NOTEBOOKS = sorted((find_root() / "notebooks").glob("*.ipynb"))
 RUNS = {
     "00_tour": {"fixed", "random", "stars"},
     "01_norm_placement": {f"{p}-LayerNorm-seed0" for p in ("pre_norm", "post_norm", "sandwich_branch", "sandwich_dual")},
-    "02_random_loops": {
-        f"{v}-seed0" for v in ("log_normal", "poisson", "uniform", "prelude", "coda", "prelude_coda", "l2")
-    },
+    "02_random_loops": {f"{v}-seed0" for v in ("log_normal", "poisson", "uniform", "prelude", "coda", "prelude_coda", "l2")},
     "03_jacobian_regularization": {
-        f"{v}-seed0"
-        for v in ("random", "squared_fro", "spectral_norm", "spectral_radius", "public_code", "squared_fro_carry")
+        f"{v}-seed0" for v in ("random", "squared_fro", "spectral_norm", "spectral_radius", "public_code", "squared_fro_carry")
     },
 }
 

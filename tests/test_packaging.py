@@ -1,4 +1,4 @@
-"""environment.yml and pyproject.toml ask for the same packages; the make targets exist; importing the library is quiet and light."""
+"""environment.yml and pyproject.toml ask for the same packages; make targets exist; imports are quiet and light."""
 
 import subprocess
 import sys

@@ -66,9 +66,7 @@ def test_gradient_with_respect_to_parameters_by_gradcheck(quantity, product, pla
 @pytest.mark.parametrize("quantity", ["squared_fro", "spectral_norm", "spectral_radius"])
 def test_finite_difference_is_close_to_the_exact_product(quantity):
     model, h = transformer(), states()
-    exact, approximate = (
-        JacobianPenalty(penalty_config(quantity, p), 0)(model, h, 3) for p in ("jvp", "finite_difference")
-    )
+    exact, approximate = (JacobianPenalty(penalty_config(quantity, p), 0)(model, h, 3) for p in ("jvp", "finite_difference"))
     torch.testing.assert_close(approximate, exact, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradient(approximate, model), gradient(exact, model), rtol=1e-4, atol=1e-6)
 
@@ -150,11 +148,7 @@ def test_a_persistent_vector_converges_over_calls(quantity, product):
     """One iteration a call: a fresh start stays rough, the kept vector reaches the dense value."""
     matrix = 0.1 * torch.randn(12, 12, dtype=torch.float64)
     matrix = matrix + torch.diag(torch.tensor([3.0, 1.0] + [0.5] * 10, dtype=torch.float64))
-    exact = (
-        torch.linalg.eigvals(matrix).abs().max()
-        if quantity == "spectral_radius"
-        else torch.linalg.matrix_norm(matrix, 2)
-    )
+    exact = torch.linalg.eigvals(matrix).abs().max() if quantity == "spectral_radius" else torch.linalg.matrix_norm(matrix, 2)
     errors = {}
     for persistent in (False, True):
         model, h = Constant(matrix.clone()), states()

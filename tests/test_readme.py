@@ -1,0 +1,73 @@
+"""The README's tree, commands and example are true."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from looped_lib.runs import find_root
+
+ROOT = find_root()
+TEXT = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.M | re.S)
+
+
+def test_the_tree_lists_every_library_file_and_nothing_else():
+    tree = blocks("")[-1]
+    listed = set(re.findall(r"^  (\w+\.py|\w+/)", tree, re.M))
+    there = {p.name + "/" * p.is_dir() for p in (ROOT / "looped_lib").iterdir() if p.name != "__pycache__"}
+    assert listed == there
+    for name in re.findall(r"^(\S+)", tree, re.M):
+        assert name == "looped_lib/" or (ROOT / name).exists(), name
+
+
+def test_every_notebook_is_in_the_table():
+    assert set(re.findall(r"^\| `(\d\d_\w+)`", TEXT, re.M)) == {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")}
+
+
+def test_pictures_and_linked_files_exist():
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"`?make (\w+)", TEXT))
+    assert {"tour", "test", "lab", "bench"} <= targets
+    for target in targets:
+        assert subprocess.run(["make", "-n", "-C", ROOT, target], capture_output=True).returncode == 0, target
+
+
+COMMANDS = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if ".venv/bin/" in c])
+def test_commands_run(command, tmp_path):
+    """As written, but with this interpreter's programs and with the outputs in a temporary folder."""
+    bin_folder = str(Path(sys.executable).parent)
+    command = command.replace(".venv/bin", bin_folder).replace("out.ipynb", f"{tmp_path}/out.ipynb")
+    command = command.replace("runs/random_loops", f"{tmp_path}/random_loops").replace("RUN_DIR", f"{tmp_path}/run")
+    if "CONFIG.json" in command:
+        from looped_lib.config import to_dict
+        from looped_lib.presets import base
+        from looped_lib.runs import write_json
+
+        write_json(tmp_path / "config.json", to_dict(base("smoke")))
+        command = command.replace("CONFIG.json", f"{tmp_path}/config.json")
+    elif "papermill" in command:
+        command += f" -p out {tmp_path}/runs"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_examples_run(code, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace('"runs/mine', f'"{tmp_path}/mine')], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and "accuracy" in done.stdout, done.stderr
