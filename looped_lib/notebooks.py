@@ -59,11 +59,12 @@ def accuracy_table(result: dict[str, Any]) -> pd.DataFrame:
 
 
 def parse_parameters(pairs: list[list[str]]) -> dict[str, Any]:
-    """`-p NAME VALUE` pairs: Python literals where the value is one (3, 0.1, True), text otherwise."""
-    return {name: _literal(value) for name, value in pairs}
+    """`-p NAME VALUE` pairs as {name: value}, values as by `parse_literal`."""
+    return {name: parse_literal(value) for name, value in pairs}
 
 
-def _literal(text: str) -> Any:
+def parse_literal(text: str) -> Any:
+    """A Python literal where `text` is one, the text itself otherwise."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
