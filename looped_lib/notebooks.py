@@ -9,15 +9,19 @@ accuracy by depth if the notebook wrote OUT/result.json.
 import argparse
 import ast
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pandas as pd
 import papermill
 from nbconvert import HTMLExporter
 
 from looped_lib.runs import read_json
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+REMOTE_SCRIPT = re.compile(r"""<script[^>]*\ssrc=["']https?://[^>]*>\s*</script>""")
 TABLE_DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 32, 50, 75, 100, 150, 200)
 
 
@@ -44,11 +48,19 @@ def check_parameters(notebook: str | Path, parameters: dict[str, Any]) -> None:
 
 
 def export_html(notebook: str | Path, html: str | Path) -> None:
-    """Write a notebook as one HTML file. plotly.js travels in the notebook's own outputs, so nothing is fetched."""
-    html = Path(html)
-    body, _ = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_filename(str(notebook))
+    """Write a notebook as one HTML file that needs no network: plotly.js travels in the notebook's own outputs.
+
+    What nbconvert and plotly would fetch is left out: MathJax and require.js (TeX stays as typed), and the progress bars,
+    which are live widgets.
+    """
+    html, page = Path(html), nbformat.read(notebook, 4)
+    page.metadata.pop("widgets", None)
+    for cell in page.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+    body, _ = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(page)
     partial = html.with_name(f".{html.name}.partial")
-    partial.write_text(body, encoding="utf-8")
+    partial.write_text(REMOTE_SCRIPT.sub("", body), encoding="utf-8")
     os.replace(partial, html)
 
 

@@ -69,32 +69,33 @@ def load_runs(root: str | Path | None = None) -> pd.DataFrame:
     """All finished runs under `root` (default: runs/ of the project), one row per run and depth.
 
     Columns: study, run, depth, accuracy, state_norm, residual, seconds, and the config flattened (`model.norm_placement`,
-    `loops.kind`, `penalty.weight`, ...). A folder with a damaged result is left out with a warning that names it.
+    `loops.kind`, `penalty.weight`, ...). A study inside another, as a sweep makes them, is named by its path under `root`
+    (`norms/seed=0`), so (study, run) names one run. A folder with a damaged result is left out with a warning that names it.
     """
     return _collect(root, "result.json", _per_depth)
 
 
 def load_metrics(root: str | Path | None = None) -> pd.DataFrame:
     """The training curves of all runs under `root`, one row per run and logged step, with study, run and the config."""
-    return _collect(
-        root, "metrics.jsonl", lambda path: (pd.DataFrame(read_metrics(path)), read_json(path.parent / "config.json"))
-    )
+    return _collect(root, "metrics.jsonl", _per_step)
 
 
 def _collect(root: str | Path | None, name: str, read: Any) -> pd.DataFrame:
-    root = find_root() / "runs" if root is None else Path(root)
+    root = (find_root() / "runs" if root is None else Path(root)).resolve()
     tables = []
     for path in sorted(root.rglob(name)):
         if not (path.parent / "config.json").exists():
             continue  # the result of a whole notebook, not of a run
         try:
             table, config = read(path)
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            warnings.warn(f"left out {path.parent}: {e}", stacklevel=3)
+            table = table.assign(**_flat(config))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:  # AttributeError: JSON, but of another shape
+            warnings.warn(f"left out {path.parent}: {type(e).__name__}: {e}", stacklevel=3)
             continue
-        table.insert(0, "study", path.parent.parent.name)
+        study = path.parent.parent
+        table.insert(0, "study", study.relative_to(root).as_posix() if root in study.parents else study.name)
         table.insert(1, "run", path.parent.name)
-        tables.append(table.assign(**_flat(config)))
+        tables.append(table)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 

@@ -1,6 +1,7 @@
 """Run folders: atomic JSON, one tidy table over all runs, damaged folders named and left out."""
 
 import json
+import shutil
 
 import pytest
 
@@ -41,6 +42,28 @@ def test_damaged_and_foreign_folders(root, tmp_path):
     with pytest.warns(UserWarning, match="left out .*torn"):
         table = runs.load_runs(tmp_path)
     assert set(table.run) == {"good"}
+
+
+def test_a_run_is_named_by_its_study_and_name_wherever_it_lies(root, tmp_path):
+    for sweep in ("one", "two"):
+        shutil.copytree(root / "norms", tmp_path / sweep / "seed=0")
+    table = runs.load_runs(tmp_path)
+    assert set(table.study) == {"one/seed=0", "two/seed=0"} and not table.duplicated(["study", "run", "depth"]).any()
+    assert set(runs.load_runs(tmp_path / "one").study) == {"seed=0"}
+    for folder in (root / "norms", root / "norms" / "pre_norm-RMSNorm-seed0"):
+        assert set(runs.load_runs(folder).study) == {"norms"}
+
+
+@pytest.mark.parametrize("contents", ["[]", "{}", '{"depths": [0, 1], "config": []}', "nothing"])
+def test_json_of_another_shape_is_left_out_with_a_warning(root, tmp_path, contents):
+    run = tmp_path / "study" / "odd"
+    shutil.copytree(root / "norms" / "pre_norm-RMSNorm-seed0", run)
+    (run / "result.json").write_text(contents)
+    with pytest.warns(UserWarning, match="left out .*odd"):
+        assert runs.load_runs(tmp_path).empty
+    (run / "config.json").write_text("[]")
+    with pytest.warns(UserWarning, match="left out .*odd"):
+        assert runs.load_metrics(tmp_path).empty
 
 
 def test_no_runs_is_an_empty_table(tmp_path):
