@@ -1,0 +1,52 @@
+"""Speed ratios, on the CPU: python -m looped_lib.bench [NAME...]
+
+Prints a table and writes runs/bench/result.json as {name: ratio}. A run that measures only some names keeps the
+others of an earlier run. About four minutes on two cores.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from looped_lib.bench import depth, train_step
+from looped_lib.runs import find_root, read_json, write_json
+
+_TRAIN_STEP = (
+    "train_step_vs_public",
+    "train_step_with_penalty_vs_public",
+    "train_step_vs_gemm_peak",
+    "penalty_overhead",
+)
+_MEASURES = {
+    _TRAIN_STEP: lambda: train_step.measure(train_step.paper_step()),
+    ("depth_curve_vs_public",): lambda: depth.measure(),
+}
+NAMES = tuple(name for group in _MEASURES for name in group)
+
+
+def main(arguments: list[str]) -> None:
+    """Measure what is named, or everything."""
+    parser = argparse.ArgumentParser(prog="python -m looped_lib.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="one of " + ", ".join(NAMES))
+    names = parser.parse_args(arguments).names or NAMES
+    if unknown := set(names) - set(NAMES):
+        parser.error(f"no measurement {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    found: dict[str, tuple[float, str]] = {}
+    for group, measure in _MEASURES.items():
+        if wanted := [name for name in group if name in names]:
+            results = measure()
+            found |= {name: results[name] for name in wanted}
+    for name, (ratio, comparison) in found.items():
+        print(f"{name:<{max(map(len, found))}}  {ratio:8.2f}  {comparison}")
+    record(find_root() / "runs" / "bench" / "result.json", {name: ratio for name, (ratio, _) in found.items()})
+
+
+def record(path: Path, ratios: dict[str, float]) -> None:
+    """Write the ratios into `path`, beside those of other names that it holds."""
+    write_json(path, (read_json(path) if path.exists() else {}) | ratios)
+
+
+if __name__ == "__main__":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA starts, here and in the processes that time the steps
+    main(sys.argv[1:])

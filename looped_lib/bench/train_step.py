@@ -1,0 +1,126 @@
+"""One training step at the paper's size: against the naive form, against the machine's matrix products, and the penalty's
+price. On the CPU.
+
+FLOPs counted: 2 per weight of Phi's matrices, token and loop for the forward pass, twice that for the backward pass; none
+for embedding, attention scores, norms, readout and optimiser. With batch 512, 16 characters, 8 loops and 2.1 M weights
+that is 0.82 TFLOP. The GEMM rate is measured on just these products, in the three shapes (y = x W^T, dx = dy W, dW = dy^T
+x) that the two passes need for each weight, so `train_step_vs_gemm_peak` is the time of the products alone over the time of
+the step.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from looped_lib.addition import generate_problems
+from looped_lib.bench import public_form
+from looped_lib.bench.worker import Calls, Worker, median_seconds
+from looped_lib.config import DataConfig, ExperimentConfig, ModelConfig, PenaltyConfig, TrainingConfig
+from looped_lib.model import LoopedTransformer
+from looped_lib.samplers import FixedLoops
+from looped_lib.training import Trainer
+
+
+def paper_step(n_loops: int = 8, batch_size: int = 512, model: ModelConfig | None = None) -> ExperimentConfig:
+    """The paper's step at one fixed depth, on problems of four digits, without penalty or warm-up."""
+    return ExperimentConfig(
+        model=model or ModelConfig(),
+        loops=FixedLoops(n=n_loops),
+        data=DataConfig(n_train=batch_size, n_test=1),
+        training=TrainingConfig(batch_size=batch_size, warmup_steps=0),
+    )
+
+
+def penalised(config: ExperimentConfig) -> ExperimentConfig:
+    """The same with STARS's Jacobian penalty at its default setting, active from the first step."""
+    return replace(config, penalty=PenaltyConfig(weight=0.1, onset=0))
+
+
+def our_step(config: ExperimentConfig) -> Callable[[], None]:
+    """A step of the library's own training loop on `batch_size` problems, its whole training set."""
+    with tempfile.TemporaryDirectory() as folder:  # single steps write nothing
+        trainer = Trainer(config, Path(folder), progress=False)
+    trainer.model.train()
+    return trainer.train_step
+
+
+def public_step(config: ExperimentConfig) -> Callable[[], float]:
+    """A step of the naive form on the same problems, from the same weights."""
+    torch.manual_seed(config.seed)
+    c = config.training
+    model = public_form.PublicModel(LoopedTransformer(config.model)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=c.lr, betas=c.betas, weight_decay=c.weight_decay)
+    problems = generate_problems(config.data.digits, c.batch_size, config.data.seed)
+    n_loops = config.loops.sample(config.seed, 0)
+    return lambda: public_form.train_step(model, optimizer, problems, n_loops, config.penalty.weight)
+
+
+def products_alone(config: ExperimentConfig) -> Callable[[], None]:
+    """The matrix products of one step and nothing else, into buffers that exist."""
+    c = config.model
+    shapes = [(c.d_model, 3 * c.d_model), (c.d_model, c.d_model), (c.d_model, c.d_ff), (c.d_ff, c.d_model)]
+    products = []
+    for n_in, n_out in shapes:
+        x, w, dy = torch.randn(_tokens(config), n_in), torch.randn(n_out, n_in), torch.randn(_tokens(config), n_out)
+        products += [(a, b, a @ b) for a, b in ((x, w.T), (dy, w), (dy.T, x))]
+
+    def run() -> None:
+        for _ in range(c.k_layers * config.loops.sample(config.seed, 0)):
+            for a, b, out in products:
+                torch.mm(a, b, out=out)
+
+    return run
+
+
+def flops(config: ExperimentConfig) -> int:
+    """FLOPs of one step, counted as above."""
+    c = config.model
+    weights = c.k_layers * (4 * c.d_model**2 + 2 * c.d_model * c.d_ff)
+    return 6 * weights * _tokens(config) * config.loops.sample(config.seed, 0)
+
+
+def public_calls(config: ExperimentConfig) -> Calls:
+    """What the naive form's process times."""
+    return {"plain": public_step(config), "penalised": public_step(penalised(config))}
+
+
+def our_calls(config: ExperimentConfig) -> Calls:
+    """What our process times."""
+    return {
+        "plain": our_step(config),
+        "penalised": our_step(penalised(config)),
+        "products": products_alone(config),
+    }
+
+
+def measure(config: ExperimentConfig, repeats: int = 3) -> dict[str, tuple[float, str]]:
+    """{name: (ratio, what was compared)}."""
+    with Worker(public_calls, config) as public, Worker(our_calls, config) as ours:
+        calls = [
+            *((public, "plain"), (ours, "plain"), (ours, "products")),
+            *((public, "penalised"), (ours, "penalised")),
+        ]
+        public_s, our_s, gemm_s, public_penalised_s, our_penalised_s = median_seconds(calls, repeats)
+    gflops_per_sec = flops(config) / gemm_s / 1e9
+    return {
+        "train_step_vs_public": (public_s / our_s, f"naive {public_s:.2f} s, ours {our_s:.2f} s a step"),
+        "train_step_with_penalty_vs_public": (
+            public_penalised_s / our_penalised_s,
+            f"naive {public_penalised_s:.2f} s, ours {our_penalised_s:.2f} s a step",
+        ),
+        "train_step_vs_gemm_peak": (
+            gemm_s / our_s,
+            f"its products alone {gemm_s:.2f} s ({gflops_per_sec:.0f} GFLOP/s), ours {our_s:.2f} s",
+        ),
+        "penalty_overhead": (
+            our_penalised_s / our_s - 1,
+            f"ours {our_penalised_s:.2f} s with the penalty, {our_s:.2f} s without",
+        ),
+    }
+
+
+def _tokens(config: ExperimentConfig) -> int:
+    return config.training.batch_size * generate_problems(config.data.digits, 1, 0).inputs.shape[1]

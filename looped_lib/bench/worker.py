@@ -1,0 +1,63 @@
+"""Processes that repeat things on request, so that two forms can take turns without sharing an allocator or a cache.
+
+`keep_freed_memory` is process-wide: in one process the baseline would profit from it too.
+"""
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, Self
+
+Calls = dict[str, Callable[[], Any]]
+
+
+class Worker:
+    """Makes `make(*args)` once, in a process of its own: named calls, which `seconds` then times one at a time.
+
+    As a context manager it ends its process. RuntimeError if the process dies; its traceback is on stderr.
+    """
+
+    def __init__(self, make: Callable[..., Calls], *args: Any):
+        context = multiprocessing.get_context("spawn")  # a forked child would inherit the allocator's settings
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make, args), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def seconds(self, name: str) -> float:
+        """Wall-clock seconds of one more call of `name`."""
+        try:
+            self._connection.send(name)
+            return self._connection.recv()
+        except (EOFError, ConnectionError):
+            raise RuntimeError(f"the process that timed {name!r} has ended; its error stands above") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+        self._process.join()
+
+
+def median_seconds(calls: list[tuple[Worker, str]], repeats: int) -> list[float]:
+    """Median time of each call. They take turns, so that a slow minute of the machine slows all of them.
+
+    A first turn is not counted: it pays for memory and for state that is built when it is first needed.
+    """
+    turns = [[worker.seconds(name) for worker, name in calls] for _ in range(1 + repeats)]
+    return [statistics.median(times) for times in zip(*turns[1:], strict=True)]
+
+
+def _serve(connection: Connection, make: Callable[..., Calls], args: tuple[Any, ...]) -> None:
+    calls = make(*args)
+    while True:
+        try:
+            call = calls[connection.recv()]
+        except EOFError:
+            return
+        start = time.perf_counter()
+        call()
+        connection.send(time.perf_counter() - start)
