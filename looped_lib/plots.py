@@ -39,7 +39,7 @@ def accuracy_by_depth(
         figure.update_xaxes(type="log", tickvals=[1, 2, 4, 8, 16, 32, 64, 100, 200, 500, 1000])
     if trained is not None:
         figure.add_vline(x=trained, line_dash="dot")
-        # On a log axis plotly takes a line's position in data but an annotation's as log10: the line's own text would be misplaced.
+        # On a log axis plotly takes a line's position in data but an annotation's as log10: the line's own text would stray.
         position = math.log10(trained) if log else trained
         figure.add_annotation(x=position, y=1, yref="paper", text=f"trained depth {trained}", showarrow=False, yanchor="bottom")
     return figure
@@ -124,7 +124,8 @@ def tour_sentences(depths: Sequence[int], accuracy: Mapping[str, Sequence[float]
     return (
         f"The model trained at {trained} loops solves {percent('fixed', first)} of the held-out problems at {first} loops; "
         f"{where}, where it solves {percent('fixed', fallen or last)}. Over all loop counts from {first} to {last}, STARS "
-        f"solves at least {percent('stars', worst)} (its lowest, at {worst} loops); at {last} loops it solves {percent('stars', last)}, "
+        f"solves at least {percent('stars', worst)} (its lowest, at {worst} loops); "
+        f"at {last} loops it solves {percent('stars', last)}, "
         f"random loops alone {percent('random', last)}."
     )
 
