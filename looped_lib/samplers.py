@@ -13,8 +13,10 @@ generator state to save.
 Rounding is to nearest with ties to even (a set of measure zero here); clipping moves the tails' mass onto `low` and `high`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -40,7 +42,7 @@ class LoopSampler(ABC):
         """The loop count of training step `step` (one for the batch), or `size` counts (one per sequence)."""
         u = np.random.default_rng([_STREAM, seed, step]).random(size)
         # side="right": u in [cdf[i-1], cdf[i]) maps to i, so that a value of zero probability is never drawn
-        index = np.searchsorted(np.cumsum(self.pmf())[:-1], u, side="right")
+        index = np.searchsorted(_cumulative(self)[:-1], u, side="right")
         counts = self.support[index]
         return int(counts) if size is None else counts
 
@@ -50,7 +52,7 @@ class LoopSampler(ABC):
 
     def quantile(self, q: float) -> int:
         """The smallest t with P(T <= t) >= q."""
-        return int(self.support[np.searchsorted(np.cumsum(self.pmf()), q - 1e-12)])
+        return int(self.support[np.searchsorted(_cumulative(self), q - 1e-12)])
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class LogNormalLoops(_Clipped):
     def __post_init__(self):
         super().__post_init__()
         _check_positive("LogNormalLoops", sigma=self.sigma)
+        if not _is_number(self.mu):
+            raise ValueError(f"LogNormalLoops: mu must be a number, got {self.mu!r}")
 
     def _cdf(self, t: np.ndarray) -> np.ndarray:
         return stats.norm.cdf((np.log(t + 0.5) - self.mu) / self.sigma)
@@ -151,9 +155,15 @@ class LogNormalPoissonLoops(_Clipped):
         return np.where(t >= 1, special.pdtr(counts, rate) @ weight, 0.0)
 
 
+@cache
+def _cumulative(sampler: LoopSampler) -> Float[np.ndarray, "loop"]:
+    """P(T <= t) over the support. Kept, because Huginn's mixture takes longer to integrate than a training step may wait."""
+    return np.cumsum(sampler.pmf())
+
+
 def _check_bounds(name: str, **bounds: tuple[int, int]) -> None:
     for field, (low, high) in bounds.items():
-        if not (isinstance(low, int) and isinstance(high, int) and 1 <= low <= high):
+        if not (type(low) is int and type(high) is int and 1 <= low <= high):
             raise ValueError(
                 f"{name}: {field.replace('_', ', ')} must be whole loop counts with 1 <= low <= high, got {low}, {high}"
             )
@@ -161,5 +171,9 @@ def _check_bounds(name: str, **bounds: tuple[int, int]) -> None:
 
 def _check_positive(name: str, **values: float) -> None:
     for field, value in values.items():
-        if not (np.isfinite(value) and value > 0):
+        if not (_is_number(value) and value > 0):
             raise ValueError(f"{name}: {field} must be a positive number, got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

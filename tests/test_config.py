@@ -81,6 +81,7 @@ def test_choices_are_listed(cls, name, value):
         ({"data": {"train_file": "a"}}, "train_file and test_file go together"),
         ({"carry": {"share": 0.5}, "training": {"per_sequence_loops": True}}, "one loop count per batch"),
         ({"penalty": {"persistent": True}}, "draws independent probes"),
+        ({"penalty": {"iterations": 4}}, "PenaltyConfig.iterations must be 1 for 'squared_fro'"),
         ({"penalty": {"public_code": True}}, "share 1"),
     ],
 )

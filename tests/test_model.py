@@ -35,9 +35,9 @@ def reference_norm(kind, x, p):
     return y if kind == "SimpleNorm" else y * p["weight"] + p["bias"]
 
 
-def reference_block(model, x):
-    """One loop of one layer, written from the equations."""
-    c, block = model.config, model.layers[0]
+def reference_block(model, x, block=None):
+    """One loop of one layer (or another block of the model), written from the equations."""
+    c, block = model.config, block or model.layers[0]
 
     def attention(z):
         s = block.attention.sublayer
@@ -101,6 +101,39 @@ def test_forward_composes_embed_step_readout(extra):
         h = model.step(h)
     blocks = [*model.prelude, *model.layers, *model.coda]
     assert len(blocks) == 1 + 4 * bool(extra) and "lm_head" not in dict(model.named_modules())  # the head is tied
+
+
+def test_the_whole_forward_pass_is_its_formula():
+    """Embedding, prelude, loops of k layers, coda, final norm, tied head: in this order, each the stated number of times."""
+    model = build(prelude_layers=1, k_layers=2, coda_layers=2)
+    ids, words = torch.randint(0, 15, (2, 6)), model.token_embedding.weight
+    h = reference_block(model, words[ids] + model.position_embedding.weight[:6], model.prelude[0])
+    for n_loops in range(4):
+        out = h
+        for block in model.coda:
+            out = reference_block(model, out, block)
+        logits = reference_norm("LayerNorm", out, dict(model.final_norm.named_parameters())) @ words.T
+        torch.testing.assert_close(model(ids, n_loops), logits, rtol=1e-10, atol=1e-10)
+        for block in model.layers:
+            h = reference_block(model, h, block)
+
+
+@pytest.mark.parametrize(("placement", "bounded"), zip(PLACEMENTS, [False, True, False, True], strict=True))
+def test_which_placements_bound_the_state(placement, bounded):
+    """After 1,000 loops a normalised token vector still has norm sqrt(d); a sum of branches has grown far beyond it."""
+    model, h = build(norm_placement=placement, norm_type="SimpleNorm"), torch.randn(1, 4, 16, dtype=torch.float64)
+    with torch.no_grad():
+        for _ in range(1000):
+            h = model.step(h)
+    norms = h.norm(dim=-1)
+    assert (norms <= 4 + 1e-9).all() if bounded else (norms > 40).all()
+
+
+def test_dropout_acts_on_embedding_attention_and_mlp():
+    model, x, ids = build().train(), torch.randn(1, 6, 16, dtype=torch.float64), torch.zeros(1, 6, dtype=torch.long)
+    layer = model.layers[0]
+    for part in (lambda: model.embed(ids), lambda: layer.attention(x), lambda: layer.mlp(x)):
+        assert not torch.equal(part(), part())
 
 
 @pytest.mark.parametrize(("placement", "kind"), PAIRS)

@@ -122,7 +122,10 @@ def test_another_process_draws_the_same():
 
 @pytest.mark.parametrize(
     "sampler, mean, median, p95",
-    [(LogNormalLoops(mu=2.0, sigma=0.7, high=100), 9.4, 7, 23), (LogNormalLoops(mu=1.7, sigma=0.4, high=16), 5.9, 5, 11)],
+    [
+        (LogNormalLoops(mu=2.0, sigma=0.7, high=100), 9.4, 7, 23),
+        (LogNormalLoops(mu=1.7, sigma=0.4, high=16), 5.9, 5, 11),
+    ],
 )
 def test_the_papers_two_distributions(sampler, mean, median, p95):
     """The realised mean, median and 95 % point: the addition study's and the fine-tuning's."""
@@ -158,7 +161,12 @@ def test_bad_bounds(sampler, bounds):
 @pytest.mark.parametrize("bad", [0, -1.0, float("nan"), float("inf"), "2", None, True])
 @pytest.mark.parametrize(
     "sampler, name",
-    [(LogNormalLoops, "sigma"), (PoissonLoops, "rate"), (LogNormalPoissonLoops, "mean_rate"), (LogNormalPoissonLoops, "sigma")],
+    [
+        (LogNormalLoops, "sigma"),
+        (PoissonLoops, "rate"),
+        (LogNormalPoissonLoops, "mean_rate"),
+        (LogNormalPoissonLoops, "sigma"),
+    ],
 )
 def test_bad_parameters(sampler, name, bad):
     with pytest.raises(ValueError, match=f"{sampler.__name__}: {name} must be a positive number"):
