@@ -11,7 +11,8 @@ from typing import Any
 
 from looped_lib.config import ExperimentConfig, to_dict
 from looped_lib.depth import depth_curve
-from looped_lib.runs import provenance, read_json, write_json
+from looped_lib.files import read_json, write_json
+from looped_lib.runs import provenance
 from looped_lib.training import load_problems, train
 
 

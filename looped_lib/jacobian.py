@@ -21,7 +21,7 @@ it is a constant and keeps no graph. The first two are exact. Fused attention ke
 forward mode, so wherever one is needed attention runs on the MATH backend; finite differences take any kernel.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -164,7 +164,7 @@ class _LayerNormByParts(TorchFunctionMode):
 
 
 def _layer_norm(
-    x: Tensor, shape: list[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
     axes = tuple(range(-len(shape), 0))
     x = x - x.mean(axes, keepdim=True)

@@ -18,7 +18,7 @@ import pandas as pd
 import papermill
 from nbconvert import HTMLExporter
 
-from looped_lib.runs import read_json
+from looped_lib.files import read_json
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 REMOTE_SCRIPT = re.compile(r"""<script[^>]*\ssrc=["']https?://[^>]*>\s*</script>""")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from looped_lib.config import PenaltyConfig
 from looped_lib.jacobian import (
     Product,
+    Step,
     Stream,
     finite_difference,
     jvp,
@@ -54,12 +55,14 @@ class JacobianPenalty:
         self._vectors: dict[str, Tensor] = {}
 
     def __call__(self, model: nn.Module, h_T: Stream, training_step: int, rank: int = 0) -> Float[Tensor, ""]:
-        """R at states h_T of `model` (anything with `step(h)`), on the first ceil(share * batch) rows.
+        """R at states h_T of `model` (anything with `step(h)`), on ceil(share * batch) evenly spaced rows.
+
+        Evenly, because the first rows of a batch may be carried ones: both kinds are penalised in proportion.
 
         `rank` numbers whatever estimates R in the same training step: processes, and the parts of an accumulated batch.
         """
         c = self.config
-        h = h_T.detach()[: math.ceil(c.share * len(h_T))]
+        h = _evenly_spaced(h_T.detach(), c.share)
         generator = torch.Generator(h.device).manual_seed(self._probe_seed(training_step, rank))
         if c.public_code:
             return _public_code(model.step, h, random_normal(h, generator), c.iterations)
@@ -78,7 +81,7 @@ class JacobianPenalty:
         """Go on from what `state` returned."""
         self._vectors = dict(state)
 
-    def _mean(self, step: nn.Module, h: Stream, generator: torch.Generator, name: str) -> Tensor:
+    def _mean(self, step: Step, h: Stream, generator: torch.Generator, name: str) -> Tensor:
         c = self.config
         product = PRODUCTS[c.product]
         if c.quantity == "squared_fro":
@@ -115,7 +118,13 @@ def l2_penalty(h_T: Stream, h_before: Stream) -> Float[Tensor, ""]:
     return torch.linalg.vector_norm(h_T - h_before, dim=-1).mean()
 
 
-def _public_code(step: nn.Module, h: Stream, v: Stream, iterations: int) -> Tensor:
+def _evenly_spaced(h: Stream, share: float) -> Float[Tensor, "row seq d_model"]:
+    rows = len(h)
+    n = math.ceil(share * rows)
+    return h if n == rows else h[torch.arange(n, device=h.device) * rows // n]
+
+
+def _public_code(step: Step, h: Stream, v: Stream, iterations: int) -> Tensor:
     v = v / torch.linalg.vector_norm(v)
     for _ in range(iterations - 1):
         v = vjp(step, h, v)

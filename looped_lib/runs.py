@@ -6,8 +6,6 @@ result.json     what was measured, with config and provenance (see `experiment`)
 checkpoints/    weights (stay on the machine)
 """
 
-import json
-import os
 import platform
 import subprocess
 import sys
@@ -19,6 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from looped_lib.files import read_json
 from looped_lib.metrics import read_metrics
 
 PER_DEPTH = ("accuracy", "state_norm", "residual")
@@ -43,26 +42,6 @@ def provenance() -> dict[str, Any]:
         "versions": {name: _version(name) for name in ("looped_lib", "torch", "numpy", "transformers")},
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
     }
-
-
-def write_json(path: str | Path, values: Any) -> None:
-    """Write `values` as JSON atomically: a reader sees the old file or the new one, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def read_json(path: str | Path) -> Any:
-    """The contents of a JSON file; ValueError names the file if it is not JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path}: not JSON ({e}); delete it to measure again") from None
 
 
 def load_runs(root: str | Path | None = None) -> pd.DataFrame:

@@ -21,8 +21,9 @@ from urllib.parse import quote
 import papermill
 from tqdm.auto import tqdm
 
+from looped_lib.files import read_json, write_json
 from looped_lib.notebooks import check_parameters, execute, parse_literal
-from looped_lib.runs import find_root, read_json, write_json
+from looped_lib.runs import find_root
 
 
 @dataclass

@@ -14,16 +14,12 @@ Nothing in a step waits for the device: losses stay tensors until the line in me
 import argparse
 import json
 import math
-import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
-from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
@@ -31,60 +27,16 @@ from tqdm.auto import tqdm
 from looped_lib import checkpoints
 from looped_lib.addition import IGNORE, Problems, generate_problems, load_jsonl
 from looped_lib.allocator import keep_freed_memory
+from looped_lib.batches import Batches
 from looped_lib.carry import Carry
 from looped_lib.config import ConfigError, DataConfig, ExperimentConfig, TrainingConfig, from_dict, to_dict
+from looped_lib.files import read_json, write_json
 from looped_lib.metrics import MetricsLog
 from looped_lib.model import LoopedTransformer
-from looped_lib.regularizers import JacobianPenalty, l2_penalty
+from looped_lib.objective import Objective, Terms
+from looped_lib.processes import Processes, process_group
 
-_ORDER, _DROPOUT, _CARRY = 0x200, 0x300, 0x400  # one stream of random numbers each, all from the same seed
-
-
-class Objective(nn.Module):
-    """The three terms of the loss for one part of a batch, in one forward pass (so that DDP sees one module)."""
-
-    def __init__(self, model: LoopedTransformer, config: ExperimentConfig):
-        super().__init__()
-        self.model = model
-        self.config = config
-        self.jacobian = JacobianPenalty(config.penalty, config.seed)
-        self.step = torch.compile(model.step) if config.training.compile else model.step
-
-    def forward(
-        self,
-        inputs: Int[Tensor, "batch seq"],
-        labels: Int[Tensor, "batch seq"],
-        n_loops: int | Int[Tensor, "batch"],
-        deepest: int,
-        start: Tensor | None,
-        training_step: int,
-        rank: int,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(summed CE, R, S, h_T, whose whole answer is right).
-
-        `start` holds the states of the first rows, which are carried; the others begin at h_0.
-
-        With one loop count per sequence, a row keeps its state once its own count is reached; `deepest` is the largest.
-        """
-        h = self.model.embed(inputs if start is None else inputs[len(start) :])
-        h = h if start is None else torch.cat([start, h])
-        before = h
-        for t in range(deepest):
-            new = self.step(h)
-            if isinstance(n_loops, Tensor):
-                going = (t < n_loops)[:, None, None]
-                new, before = torch.where(going, new, h), torch.where(going, h, before)
-            else:
-                before = h
-            h = new
-        logits = self.model.readout(h)
-        ce = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")
-        penalty = self.config.penalty
-        active = penalty.weight > 0 and training_step >= penalty.onset
-        r = self.jacobian(self.model, h, training_step, rank) if active else ce.new_zeros(())
-        s = l2_penalty(h, before) if penalty.l2_weight > 0 else ce.new_zeros(())
-        right = ((logits.argmax(-1) == labels) | (labels == IGNORE)).all(dim=1)
-        return ce, r, s, h.detach(), right
+_DROPOUT, _CARRY = 0x300, 0x400  # one stream of random numbers each, from the same seed (others: `batches`, `regularizers`)
 
 
 def load_problems(config: DataConfig) -> tuple[Problems, Problems]:
@@ -119,17 +71,16 @@ class Trainer:
 
     def __init__(self, config: ExperimentConfig, run_dir: Path, progress: bool):
         self.config, self.run_dir, self.progress = config, run_dir, progress
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.processes = Processes.from_environment()
+        self.rank, self.world, self.device = self.processes.rank, self.processes.world, self.processes.device
         c = config.training
         if c.batch_size % (self.world * c.accumulation):
             raise ConfigError(
                 f"TrainingConfig.batch_size must be a multiple of processes x accumulation ({self.world} x {c.accumulation}), "
                 f"got {c.batch_size}"
             )
-        _claim(run_dir, config, self.rank)
+        _claim(run_dir, config, self.processes)
         keep_freed_memory()
-        cuda = torch.cuda.is_available()
-        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = c.precision == "tf32"
         self.problems = load_problems(config.data)[0].to(self.device)
         if self.problems.inputs.shape[1] > config.model.max_len:
@@ -146,8 +97,8 @@ class Trainer:
         self.module = DistributedDataParallel(self.objective) if self.world > 1 else self.objective
         self.part_rows = c.batch_size // self.world // c.accumulation
         self.carries = [Carry(config.carry, self.part_rows) for _ in range(c.accumulation)]
+        self.batches = Batches(len(self.problems), c.batch_size, config.seed, self.device)
         self.labels = self.problems.labels
-        self.orders: dict[int, Tensor] = {}
         self.step, self.saved = 0, -1
 
     def run(self) -> LoopedTransformer:
@@ -155,8 +106,8 @@ class Trainer:
         self.resume()
         self.model.train()
         c = self.config.training
-        log = MetricsLog(self.run_dir / "metrics.jsonl", self.step, c.log_every, write=self.rank == 0)
-        with tqdm(total=c.steps, initial=self.step, disable=not self.progress or self.rank > 0, unit="step") as bar:
+        log = MetricsLog(self.run_dir / "metrics.jsonl", self.step, c.log_every, write=self.processes.first)
+        with tqdm(total=c.steps, initial=self.step, disable=not (self.progress and self.processes.first), unit="step") as bar:
             try:
                 while self.step < c.steps:
                     log.add(self.step, self.train_step())
@@ -181,7 +132,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         torch.manual_seed(_mix(_DROPOUT, config.seed, self.step, self.rank))
-        rows = self.batch_rows(self.step)
+        rows = self.batches.rows(self.step)
         depths = config.loops.sample(config.seed, self.step, c.batch_size if c.per_sequence_loops else None)
         mine = slice(self.rank * self.part_rows * c.accumulation, (self.rank + 1) * self.part_rows * c.accumulation)
         loss = ce_sum = r_sum = s_sum = 0.0
@@ -193,12 +144,12 @@ class Trainer:
             last = i == len(parts) - 1
             n, deepest = self.part_depths(depths, mine.start + i * self.part_rows)
             with nullcontext() if last or self.world == 1 else self.module.no_sync():
-                ce, r, s = self.part_loss(i, part, n, deepest)
+                terms = self.part_terms(i, part, n, deepest)
                 w = config.penalty.weight if self.step >= config.penalty.onset else 0.0
-                loss_part = (1 - w) * ce * scale + (w * r + config.penalty.l2_weight * s) / len(parts)
+                loss_part = (1 - w) * terms.ce * scale + (w * terms.jacobian + config.penalty.l2_weight * terms.l2) / len(parts)
                 loss_part.backward()
-            loss, ce_sum = loss + loss_part.detach(), ce_sum + ce.detach() * scale
-            r_sum, s_sum = r_sum + r.detach() / len(parts), s_sum + s.detach() / len(parts)
+            loss, ce_sum = loss + loss_part.detach(), ce_sum + terms.ce.detach() * scale
+            r_sum, s_sum = r_sum + terms.jacobian.detach() / len(parts), s_sum + terms.l2.detach() / len(parts)
         clip = c.grad_clip or math.inf
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip, foreach=True)
         self.optimizer.step()
@@ -208,18 +159,18 @@ class Trainer:
             "n_loops": float(np.mean(depths)),
         }
 
-    def part_loss(self, i: int, rows: Tensor, n_loops: int | Tensor, deepest: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The three terms for part `i` of this rank's batch."""
+    def part_terms(self, i: int, rows: Tensor, n_loops: int | Tensor, deepest: int) -> Terms:
+        """The terms of the loss for part `i` of this rank's batch; its carry moves on."""
         config, carry = self.config, self.carries[i]
         inputs, labels, start = carry.start(self.step, self.problems.inputs[rows], self.labels[rows])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.training.precision == "bf16"):
             stream = self.rank * len(self.carries) + i
-            ce, r, s, h, right = self.module(inputs, labels, n_loops, deepest, start, self.step, stream)
+            terms = self.module(inputs, labels, n_loops, deepest, start, self.step, stream)
         if carry.rows:
             rng = np.random.default_rng([_CARRY, config.seed, self.step, self.rank, i])
             limits = torch.from_numpy(rng.integers(1, config.carry.max_loops + 1, carry.rows)).to(self.device)
-            carry.keep(self.step, deepest, inputs, labels, h, right, limits)
-        return ce, r, s
+            carry.keep(self.step, deepest, inputs, labels, terms.last, terms.right, limits)
+        return terms
 
     def part_depths(self, depths: int | np.ndarray, first: int) -> tuple[int | Tensor, int]:
         """Loop counts of the part that begins at row `first` of the batch, and the largest of them."""
@@ -227,26 +178,6 @@ class Trainer:
             return depths, depths
         part = depths[first : first + self.part_rows]
         return torch.from_numpy(part).to(self.device, non_blocking=True), int(part.max())
-
-    def batch_rows(self, step: int) -> Int[Tensor, "batch"]:
-        """Row numbers of batch `step`: consecutive places in an endless list of shuffled epochs."""
-        n = len(self.problems)
-        first, size = step * self.config.training.batch_size, self.config.training.batch_size
-        pieces = []
-        while size:
-            epoch, offset = divmod(first, n)
-            piece = self.order(epoch)[offset : offset + size]
-            pieces.append(piece)
-            first, size = first + len(piece), size - len(piece)
-        return torch.cat(pieces)
-
-    def order(self, epoch: int) -> Int[Tensor, "problem"]:
-        """The shuffled row numbers of one epoch."""
-        if epoch not in self.orders:
-            permutation = np.random.default_rng([_ORDER, self.config.seed, epoch]).permutation(len(self.problems))
-            self.orders = {k: v for k, v in self.orders.items() if k == epoch - 1}
-            self.orders[epoch] = torch.from_numpy(permutation).to(self.device)
-        return self.orders[epoch]
 
     def flush(self, log: MetricsLog) -> dict[str, Any]:
         """Write the metrics gathered so far; FloatingPointError if a loss among them is not finite."""
@@ -260,46 +191,40 @@ class Trainer:
 
     def save(self) -> None:
         """Checkpoint the present step (rank 0; the others wait for it)."""
-        training = dict(self.gather_carried())
+        training = self.processes.gather(self.own_state())
         names = {id(p): n for n, p in self.model.named_parameters()}
         for p, state in self.optimizer.state.items():
             training |= {f"adamw.{names[id(p)]}.{k}": v for k, v in state.items()}
-        training |= {f"probe.{k}": v for k, v in self.objective.jacobian.state().items()}
-        if self.rank == 0 and self.saved != self.step:
+        if self.processes.first and self.saved != self.step:
             state = {"config": to_dict(self.config), "world_size": self.world}
             checkpoints.save(self.run_dir / "checkpoints", self.step, self.model.state_dict(), training, state)
         self.saved = self.step
-        if self.world > 1:
-            dist.barrier()
+        self.processes.wait()
 
-    def gather_carried(self) -> dict[str, Tensor]:
-        """The carried rows of every rank, as tensors named carry.<rank>.<part>.<name>."""
-        mine = {f"carry.{self.rank}.{i}.{k}": v for i, c in enumerate(self.carries) for k, v in c.tensors.items()}
-        if self.world == 1 or not self.config.carry.share:
-            return mine
-        everyone: list[dict[str, Tensor]] = [{} for _ in range(self.world)]
-        dist.all_gather_object(everyone, {k: v.cpu() for k, v in mine.items()})
-        return {k: v for tensors in everyone for k, v in tensors.items()}
+    def own_state(self) -> dict[str, Tensor]:
+        """What this process alone knows, by names no other has: its carried rows and its persistent probe vectors."""
+        carried = {f"carry.{self.rank}.{i}.{k}": v for i, c in enumerate(self.carries) for k, v in c.tensors.items()}
+        return carried | {f"probe.{self.rank}.{k}": v for k, v in self.objective.jacobian.state().items()}
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of this run, if there is one."""
         found = checkpoints.latest(self.run_dir / "checkpoints")
         if found is None:
             return
-        if self.config.carry.share and found.state["world_size"] != self.world:
-            raise ConfigError(f"{self.run_dir} carries states of {found.state['world_size']} processes; resume with as many")
+        if (self.config.carry.share or self.config.penalty.persistent) and found.state["world_size"] != self.world:
+            raise ConfigError(f"{self.run_dir} was saved by {found.state['world_size']} processes; resume with as many")
         self.model.load_state_dict(found.weights)
         for name, p in self.model.named_parameters():
-            state = {k.rsplit(".", 1)[1]: v for k, v in found.training.items() if k.startswith(f"adamw.{name}.")}
-            if state:
-                self.optimizer.state[p] = {k: v.to(self.device) for k, v in state.items()}
+            if state := self.restored(found, f"adamw.{name}."):
+                self.optimizer.state[p] = state
         for i, carry in enumerate(self.carries):
-            start = f"carry.{self.rank}.{i}."
-            tensors = {k.removeprefix(start): v.to(self.device) for k, v in found.training.items() if k.startswith(start)}
-            carry.tensors = tensors
-        probes = {k.removeprefix("probe."): v.to(self.device) for k, v in found.training.items() if k.startswith("probe.")}
-        self.objective.jacobian.load_state(probes)
+            carry.tensors = self.restored(found, f"carry.{self.rank}.{i}.")
+        self.objective.jacobian.load_state(self.restored(found, f"probe.{self.rank}."))
         self.step = self.saved = found.step
+
+    def restored(self, found: checkpoints.Checkpoint, start: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with `start`, without it, on this process's device."""
+        return {k.removeprefix(start): v.to(self.device) for k, v in found.training.items() if k.startswith(start)}
 
 
 def load_model(run_dir: str | Path) -> LoopedTransformer:
@@ -313,20 +238,17 @@ def load_model(run_dir: str | Path) -> LoopedTransformer:
     return model.eval()
 
 
-def _claim(run_dir: Path, config: ExperimentConfig, rank: int) -> None:
+def _claim(run_dir: Path, config: ExperimentConfig, processes: Processes) -> None:
     """Write config.json into a new run folder, or check that it belongs to this config."""
     path = run_dir / "config.json"
     mine = json.loads(json.dumps(to_dict(config)))
     if path.exists():
-        theirs = json.loads(path.read_text())
+        theirs = read_json(path)
         if theirs != mine:
             changed = [k for k in mine if theirs.get(k) != mine[k]]
             raise ConfigError(f"{path} belongs to another experiment (it differs in {', '.join(changed)}); use a new folder")
-    elif rank == 0:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(mine, indent=1))
-        os.replace(partial, path)
+    elif processes.first:
+        write_json(path, mine)
 
 
 def _mix(*words: int) -> int:
@@ -341,15 +263,8 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path, help="folder of the run")
     args = parser.parse_args()
     config = from_dict(ExperimentConfig, json.loads(args.config.read_text()), str(args.config))
-    if "WORLD_SIZE" in os.environ:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
+    with process_group():
         train(config, args.run_dir)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,14 @@
-"""Every test starts from the same random state, on one thread: results must not depend on the machine."""
+"""Every test starts from the same random state, on one thread: results must not depend on the machine.
+
+And the annotations of the tensor code, shapes included, are checked at every call. (Configs check their own values.)
+"""
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
+TENSOR_CODE = "model blocks cache jacobian regularizers carry objective batches training prefixes depth trajectory addition"
+install_import_hook([f"looped_lib.{name}" for name in TENSOR_CODE.split()], "typecheck.check")
 torch.set_num_threads(1)
 
 

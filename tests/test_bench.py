@@ -11,8 +11,8 @@ from looped_lib.bench import depth, public_form, train_step
 from looped_lib.bench.worker import Worker, median_seconds
 from looped_lib.config import ModelConfig
 from looped_lib.depth import depth_curve
+from looped_lib.files import read_json
 from looped_lib.model import LoopedTransformer
-from looped_lib.runs import read_json
 from looped_lib.training import Trainer
 
 TINY = ModelConfig(d_model=16, n_heads=2, d_ff=32, dropout=0.0, init_std=0.3, max_len=20)
@@ -81,9 +81,7 @@ def test_naive_penalty_enters_the_loss_with_its_weight():
 
 def test_baseline_of_another_model_is_refused():
     with pytest.raises(ValueError, match="sandwich_dual"):
-        public_form.PublicModel(
-            LoopedTransformer(ModelConfig(norm_placement="pre_norm", d_model=16, n_heads=2, d_ff=32))
-        )
+        public_form.PublicModel(LoopedTransformer(ModelConfig(norm_placement="pre_norm", d_model=16, n_heads=2, d_ff=32)))
 
 
 def test_penalised_step_reports_the_penalty(tmp_path):

@@ -141,7 +141,7 @@ class Repeats(nn.Module):
         return {"fixed": torch.floor(h / 2), "two": 31 - h, "three": h.roll(1, -1), "never": h + 1}[self.kind]
 
     def readout(self, h):
-        return nn.functional.one_hot(torch.where(h[..., 0] % 7 < 3, EOS, 0).long(), 15)
+        return nn.functional.one_hot(torch.where(h[..., 0] % 7 < 3, EOS, 0).long(), 15).float()
 
 
 @pytest.mark.parametrize(("kind", "most_steps"), [("fixed", 18), ("two", 4), ("three", 4), ("never", 60)])

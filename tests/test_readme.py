@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from looped_lib.config import to_dict
+from looped_lib.files import write_json
 from looped_lib.presets import base
-from looped_lib.runs import find_root, write_json
+from looped_lib.runs import find_root
 
 ROOT = find_root()
 TEXT = (ROOT / "README.md").read_text()

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from looped_lib import runs
+from looped_lib import files, runs
 from looped_lib.experiment import run_experiment
 from looped_lib.presets import base, norm_study
 
@@ -72,16 +72,16 @@ def test_no_runs_is_an_empty_table(tmp_path):
 
 def test_write_json_is_atomic(tmp_path, monkeypatch):
     path = tmp_path / "new" / "x.json"
-    runs.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     with pytest.raises(ValueError):
-        runs.write_json(path, {"a": float("nan")})
-    monkeypatch.setattr(runs.os, "replace", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        files.write_json(path, {"a": float("nan")})
+    monkeypatch.setattr(files.os, "replace", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        runs.write_json(path, {"a": 2})
-    assert runs.read_json(path) == {"a": 1}
+        files.write_json(path, {"a": 2})
+    assert files.read_json(path) == {"a": 1}
     path.write_text("{")
     with pytest.raises(ValueError, match="x.json: not JSON"):
-        runs.read_json(path)
+        files.read_json(path)
 
 
 def test_root_is_found_from_anywhere(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import nbformat
 import pytest
 
 from looped_lib import sweep as module
-from looped_lib.runs import read_json
+from looped_lib.files import read_json
 from looped_lib.sweep import grid, main, sweep
 
 # Run 1 raises and run 2's kernel dies until a file `repaired` lies beside the notebook, which is the working directory.

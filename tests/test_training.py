@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from looped_lib.config import (
     TrainingConfig,
     to_dict,
 )
+from looped_lib.model import LoopedTransformer
 from looped_lib.samplers import FixedLoops, UniformLoops
 from looped_lib.training import Trainer, learning_rate, load_model, train
 
@@ -140,38 +142,79 @@ def test_accumulation_does_not_change_the_run(tmp_path):
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
 
 
-def test_two_processes_train_the_same_model(tmp_path):
-    config_path = tmp_path / "config.json"
-    config_path.write_text(json.dumps(to_dict(plain())))
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "looped_lib.training"]
-    done = subprocess.run(
-        [*run, config_path, tmp_path / "two"], capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240
-    )
+def train_by_command(config: ExperimentConfig, run_dir: Path, *launcher: str) -> None:
+    """As a user starts it: in an interpreter of its own, without the annotation checks of `conftest`."""
+    config_path = run_dir.with_suffix(".json")
+    config_path.write_text(json.dumps(to_dict(config)))
+    command = [sys.executable, *launcher, "-m", "looped_lib.training", config_path, run_dir]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def train_in_two_processes(config: ExperimentConfig, run_dir: Path) -> None:
+    train_by_command(config, run_dir, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def test_two_processes_train_the_same_model(tmp_path):
+    train_in_two_processes(plain(), tmp_path / "two")
     train(plain(), tmp_path / "one", progress=False)
     a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
 
 
+def test_two_processes_resume_exactly(tmp_path):
+    """Each has carried rows and probe vectors of its own; the run that lost its last checkpoint gets them all back."""
+    train_in_two_processes(tiny(), tmp_path / "run")
+    expected = weights(tmp_path / "run")
+    shutil.rmtree(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1])
+    assert checkpoints.latest(tmp_path / "run" / "checkpoints").step == 20
+    train_in_two_processes(tiny(), tmp_path / "run")
+    assert_equal(weights(tmp_path / "run"), expected)
+    with pytest.raises(ConfigError, match="saved by 2 processes"):
+        train(tiny(), tmp_path / "run", progress=False)
+
+
+def apart(a: dict, b: dict) -> float:
+    """How far two trained `plain()` models lie from each other, as a share of the way that training moved the first."""
+    start = LoopedTransformer(plain().model).state_dict()
+    moved = torch.cat([(a[name] - start[name]).flatten() for name in a])
+    return float(torch.cat([(a[name] - b[name]).flatten() for name in a]).norm() / moved.norm())
+
+
+def test_bf16_trains_nearly_the_same_model(tmp_path):
+    for precision in ("fp32", "bf16"):
+        train(plain(precision=precision), tmp_path / precision, progress=False)
+    exact, rounded = weights(tmp_path / "fp32"), weights(tmp_path / "bf16")
+    assert all(w.dtype == torch.float32 for w in rounded.values())
+    assert 0 < apart(exact, rounded) < 0.1
+
+
+def test_compiled_steps_train_the_same_model(tmp_path):
+    train(plain(), tmp_path / "eager", progress=False)
+    train_by_command(plain(compile=True), tmp_path / "compiled")  # the compiler cannot trace through the checks
+    gap = apart(weights(tmp_path / "eager"), weights(tmp_path / "compiled"))
+    assert gap < 1e-3, gap
+
+
 def test_one_depth_per_sequence_equals_each_sequence_alone(tmp_path):
     config = plain(per_sequence_loops=True)
     trainer = Trainer(config, tmp_path, progress=False)
     trainer.model.eval()
-    rows = trainer.batch_rows(0)
+    rows = trainer.batches.rows(0)
     inputs, labels = trainer.problems.inputs[rows], trainer.labels[rows]
     depths = torch.from_numpy(config.loops.sample(config.seed, 0, len(rows)))
-    _, _, _, h, _ = trainer.objective(inputs, labels, depths, int(depths.max()), None, 0, 0)
+    h = trainer.objective(inputs, labels, depths, int(depths.max()), None, 0, 0).last
     assert len(set(depths.tolist())) > 1
     for i, n in enumerate(depths.tolist()):
-        alone = trainer.objective(inputs[i : i + 1], labels[i : i + 1], n, n, None, 0, 0)[3]
+        alone = trainer.objective(inputs[i : i + 1], labels[i : i + 1], n, n, None, 0, 0).last
         torch.testing.assert_close(h[i : i + 1], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_every_epoch_shows_every_problem_once(tmp_path):
     trainer = Trainer(plain(), tmp_path, progress=False)
     n, batch = 100, 16
-    seen = torch.cat([trainer.batch_rows(step) for step in range(2 * n // batch + 1)])
+    seen = torch.cat([trainer.batches.rows(step) for step in range(2 * n // batch + 1)])
     for epoch in (seen[:n], seen[n : 2 * n]):
         assert sorted(epoch.tolist()) == list(range(n))
     assert not torch.equal(seen[:n], seen[n : 2 * n])

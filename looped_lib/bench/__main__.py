@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from looped_lib.bench import depth, train_step
-from looped_lib.runs import find_root, read_json, write_json
+from looped_lib.files import read_json, write_json
+from looped_lib.runs import find_root
 
 _TRAIN_STEP = (
     "train_step_vs_public",

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, Self
+from typing import Any
 
 Calls = dict[str, Callable[[], Any]]
 
@@ -34,7 +34,7 @@ class Worker:
         except (EOFError, ConnectionError):
             raise RuntimeError(f"the process that timed {name!r} has ended; its error stands above") from None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Worker":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,0 +1,35 @@
+"""Which problems a training step sees: consecutive places in an endless list of shuffled epochs."""
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+_STREAM = 0x200  # keeps the order independent of every other stream derived from the same seed
+
+
+class Batches:
+    """Row numbers of each batch, a pure function of (seed, step): a resumed run needs no state, all ranks agree."""
+
+    def __init__(self, n_problems: int, batch_size: int, seed: int, device: torch.device | None = None):
+        self.n_problems, self.batch_size, self.seed, self.device = n_problems, batch_size, seed, device
+        self._orders: dict[int, Tensor] = {}
+
+    def rows(self, step: int) -> Int[Tensor, "batch"]:
+        """Row numbers of batch `step`. A batch may span epochs; within an epoch every problem comes once."""
+        first, missing = step * self.batch_size, self.batch_size
+        pieces = []
+        while missing:
+            epoch, offset = divmod(first, self.n_problems)
+            piece = self._order(epoch)[offset : offset + missing]
+            pieces.append(piece)
+            first, missing = first + len(piece), missing - len(piece)
+        return torch.cat(pieces)
+
+    def _order(self, epoch: int) -> Int[Tensor, "problem"]:
+        """The shuffled row numbers of one epoch, kept while it lasts."""
+        if epoch not in self._orders:
+            permutation = np.random.default_rng([_STREAM, self.seed, epoch]).permutation(self.n_problems)
+            self._orders = {k: v for k, v in self._orders.items() if k == epoch - 1}
+            self._orders[epoch] = torch.from_numpy(permutation).to(self.device)
+        return self._orders[epoch]

@@ -1,0 +1,74 @@
+"""The loss of one part of a batch: cross-entropy, Jacobian penalty and L2 penalty from one pass through the loops."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from looped_lib.addition import IGNORE
+from looped_lib.config import ExperimentConfig
+from looped_lib.model import LoopedTransformer
+from looped_lib.regularizers import JacobianPenalty, l2_penalty
+
+
+class Terms(NamedTuple):
+    """What one pass yields. The first three carry gradient."""
+
+    ce: Float[Tensor, ""]
+    """Cross-entropy summed over the answer tokens."""
+    jacobian: Float[Tensor, ""]
+    """R at h_T (see `regularizers`), 0 before its onset."""
+    l2: Float[Tensor, ""]
+    """S at h_T, 0 unless it has a weight."""
+    last: Float[Tensor, "batch seq d_model"]
+    """h_T, detached."""
+    right: Bool[Tensor, "batch"]
+    """Whose whole answer is right at h_T."""
+
+
+class Objective(nn.Module):
+    """All terms in one forward pass, so that DDP sees one module."""
+
+    def __init__(self, model: LoopedTransformer, config: ExperimentConfig):
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.jacobian = JacobianPenalty(config.penalty, config.seed)
+        self.step = torch.compile(model.step) if config.training.compile else model.step
+
+    def forward(
+        self,
+        inputs: Int[Tensor, "batch seq"],
+        labels: Int[Tensor, "batch seq"],
+        n_loops: int | Int[Tensor, "batch"],
+        deepest: int,
+        start: Float[Tensor, "carried seq d_model"] | None,
+        training_step: int,
+        stream: int,
+    ) -> Terms:
+        """The terms of a part that begins at h_0, but for its first rows, which begin at the states in `start`.
+
+        With one loop count per sequence a row keeps its state once its own count is reached; `deepest` is the largest.
+        `stream` numbers the parts of one training step over all processes, each with its own probe vectors.
+        """
+        h = self.model.embed(inputs if start is None else inputs[len(start) :])
+        h = h if start is None else torch.cat([start, h])
+        before = h
+        for t in range(deepest):
+            new = self.step(h)
+            if isinstance(n_loops, Tensor):
+                going = (t < n_loops)[:, None, None]
+                new, before = torch.where(going, new, h), torch.where(going, h, before)
+            else:
+                before = h
+            h = new
+        logits = self.model.readout(h)
+        ce = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+        penalty = self.config.penalty
+        active = penalty.weight > 0 and training_step >= penalty.onset
+        jacobian = self.jacobian(self.model, h, training_step, stream) if active else ce.new_zeros(())
+        l2 = l2_penalty(h, before) if penalty.l2_weight > 0 else ce.new_zeros(())
+        right = ((logits.argmax(-1) == labels) | (labels == IGNORE)).all(dim=1)
+        return Terms(ce, jacobian, l2, h.detach(), right)

@@ -1,0 +1,59 @@
+"""The processes of one torchrun job, as the training loop sees them. Without torchrun there is one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's number, how many there are, and the device it computes on."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @classmethod
+    def from_environment(cls) -> "Processes":
+        """As torchrun's environment variables say: one GPU per process where there are GPUs, the CPU otherwise."""
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), device)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files."""
+        return self.rank == 0
+
+    def gather(self, mine: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of all processes, on the host. Names must differ between processes; all must call."""
+        if self.world == 1:
+            return mine
+        everyone: list[dict[str, Tensor]] = [{} for _ in range(self.world)]
+        dist.all_gather_object(everyone, {name: t.cpu() for name, t in mine.items()})
+        return {name: t for tensors in everyone for name, t in tensors.items()}
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Joins the torchrun job this process belongs to, if any: nccl between GPUs, gloo otherwise."""
+    if "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
