@@ -115,7 +115,7 @@ def _cpu(seed: int) -> ExperimentConfig:
     return ExperimentConfig(
         model=ModelConfig(norm_type="RMSNorm", d_model=64, n_heads=4, d_ff=256, dropout=0.0, max_len=32, init_std=0.1),
         data=DataConfig(digits=3, n_train=60_000, n_test=500),
-        training=TrainingConfig(steps=1500, batch_size=128, lr=3e-3, warmup_steps=100, betas=(0.9, 0.95)),
+        training=TrainingConfig(steps=2000, batch_size=128, lr=3e-3, warmup_steps=100, betas=(0.9, 0.95)),
         seed=seed,
     )
 
