@@ -118,7 +118,7 @@ def test_the_whole_forward_pass_is_its_formula():
             h = reference_block(model, h, block)
 
 
-@pytest.mark.parametrize(("placement", "bounded"), zip(PLACEMENTS, [False, True, False, True], strict=True))
+@pytest.mark.parametrize(("placement", "bounded"), list(zip(PLACEMENTS, [False, True, False, True], strict=True)))
 def test_which_placements_bound_the_state(placement, bounded):
     """After 1,000 loops a normalised token vector still has norm sqrt(d); a sum of branches has grown far beyond it."""
     model, h = build(norm_placement=placement, norm_type="SimpleNorm"), torch.randn(1, 4, 16, dtype=torch.float64)

@@ -7,12 +7,15 @@ import sys
 import pytest
 
 from looped_lib.config import to_dict
-from looped_lib.files import write_json
+from looped_lib.files import read_json, write_json
 from looped_lib.presets import base
 from looped_lib.runs import find_root
 
 ROOT = find_root()
 TEXT = (ROOT / "README.md").read_text()
+
+
+TOUR_NUMBERS = (("fixed", 4), ("fixed", 8), ("random", 8), ("random", 16))
 
 
 def blocks(language: str) -> list[str]:
@@ -35,6 +38,16 @@ def test_every_notebook_is_in_the_table():
 def test_pictures_and_linked_files_exist():
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", TEXT):
         assert (ROOT / target).exists(), target
+
+
+def test_the_numbers_of_the_tour_are_the_recorded_ones():
+    recorded = read_json(ROOT / "runs" / "tour" / "result.json")
+    accuracy = {name: dict(zip(recorded["depths"], values, strict=True)) for name, values in recorded["accuracy"].items()}
+    percent = {f"{name}@{depth}": 100 * accuracy[name][depth] for name, depth in TOUR_NUMBERS}
+    sentence = re.search(r"Trained at 4 loops.*?from 4 to 200\.", TEXT, re.S)[0]
+    quoted = [float(number) for number in re.findall(r"([\d.]+) %", sentence)]
+    lowest = min(100 * value for depth, value in accuracy["stars"].items() if depth >= 4)
+    assert quoted == pytest.approx([*percent.values(), lowest], abs=0.5)
 
 
 def test_make_targets_exist():
