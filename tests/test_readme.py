@@ -43,11 +43,11 @@ def test_pictures_and_linked_files_exist():
 def test_the_numbers_of_the_tour_are_the_recorded_ones():
     recorded = read_json(ROOT / "runs" / "tour" / "result.json")
     accuracy = {name: dict(zip(recorded["depths"], values, strict=True)) for name, values in recorded["accuracy"].items()}
-    percent = {f"{name}@{depth}": 100 * accuracy[name][depth] for name, depth in TOUR_NUMBERS}
     sentence = re.search(r"Trained at 4 loops.*?from 4 to 200\.", TEXT, re.S)[0]
     quoted = [float(number) for number in re.findall(r"([\d.]+) %", sentence)]
     lowest = min(100 * value for depth, value in accuracy["stars"].items() if depth >= 4)
-    assert quoted == pytest.approx([*percent.values(), lowest], abs=0.5)
+    there = [*(100 * accuracy[name][depth] for name, depth in TOUR_NUMBERS), lowest]
+    assert quoted == pytest.approx(there, abs=0.5)
 
 
 def test_make_targets_exist():
