@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from looped_lib.cache import Slot
 from looped_lib.config import ModelConfig
+from looped_lib.linear import Linear
 from looped_lib.norms import MakeNorm, make_norm
 
 Stream = Float[Tensor, "batch seq d_model"]
@@ -31,12 +32,13 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_heads = config.n_heads
         self.dropout = config.dropout
-        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
-        self.out = nn.Linear(config.d_model, config.d_model)
+        self.qkv = Linear(config.d_model, 3 * config.d_model)
+        self.out = Linear(config.d_model, config.d_model)
 
     def forward(self, x: Stream, slot: Slot | None = None) -> Stream:
         batch, seq, d_model = x.shape
-        q, k, v = self.qkv(x).view(batch, seq, 3, self.n_heads, d_model // self.n_heads).permute(2, 0, 3, 1, 4)
+        heads = (batch, seq, self.n_heads, d_model // self.n_heads)
+        q, k, v = (part.view(heads).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
         if slot is not None:
             k, v = slot.append(k, v)
         past = k.shape[2] - seq
@@ -53,8 +55,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.up = nn.Linear(config.d_model, config.d_ff)
-        self.out = nn.Linear(config.d_ff, config.d_model)
+        self.up = Linear(config.d_model, config.d_ff)
+        self.out = Linear(config.d_ff, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Stream) -> Stream:

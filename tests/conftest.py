@@ -7,7 +7,9 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-TENSOR_CODE = "model blocks cache jacobian regularizers carry objective batches training prefixes depth trajectory addition"
+TENSOR_CODE = (
+    "model blocks linear cache jacobian regularizers carry objective batches training prefixes depth trajectory addition"
+)
 install_import_hook([f"looped_lib.{name}" for name in TENSOR_CODE.split()], "typecheck.check")
 torch.set_num_threads(1)
 
