@@ -9,6 +9,7 @@ The loss counts what follows `=`: the space, the reversed sum and EOS.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,21 @@ def save_jsonl(path: str | Path, a: Digits, b: Digits) -> None:
     """Write operands as a JSONL file in the public format."""
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(record) + "\n" for record in _records(a, b))
+
+
+def equal_lengths(problems: Problems, size: int) -> list[tuple[Tensor, Tensor, int]]:
+    """(row numbers, ids without padding, prompt length): sorted problems of equal lengths, at most `size` together."""
+    ids, prompt_len = problems.ids.cpu().numpy(), problems.prompt_len.cpu().numpy()
+    length = (ids != PAD).sum(axis=1)
+    order = np.lexsort([*ids.T[::-1], prompt_len, length])  # the last key counts most
+    shapes = np.stack([length, prompt_len])[:, order]
+    groups = np.split(order, np.flatnonzero((np.diff(shapes) != 0).any(axis=0)) + 1)
+    chunks = []
+    for group in groups:
+        for rows in np.array_split(group, math.ceil(len(group) / size)):
+            part = torch.from_numpy(rows).to(problems.ids.device)
+            chunks.append((torch.from_numpy(rows), problems.ids[part, : length[rows[0]]], int(prompt_len[rows[0]])))
+    return chunks
 
 
 def exact_match(generated: Int[Tensor, "problem char_out"], problems: Problems) -> Bool[Tensor, "problem"]:

@@ -63,7 +63,22 @@ class MLP(nn.Module):
         return self.dropout(self.out(F.gelu(self.up(x))))
 
 
-class PreNormResidual(nn.Module):
+class Residual(nn.Module):
+    """A sublayer on the stream: outer(add(x)). Subclasses say what is added and which norm, if any, closes it."""
+
+    def add(self, x: Stream, *args: Slot | None) -> Stream:
+        """The stream plus the sublayer's branch, before the outer norm."""
+        raise NotImplementedError
+
+    def outer(self, u: Stream) -> Stream:
+        """The norm around the sum; the identity where the placement has none."""
+        return u
+
+    def forward(self, x: Stream, *args: Slot | None) -> Stream:
+        return self.outer(self.add(x, *args))
+
+
+class PreNormResidual(Residual):
     """x + F(N x)."""
 
     def __init__(self, sublayer: nn.Module, norm: MakeNorm):
@@ -71,11 +86,11 @@ class PreNormResidual(nn.Module):
         self.sublayer = sublayer
         self.norm = norm()
 
-    def forward(self, x: Stream, *args: Slot | None) -> Stream:
+    def add(self, x: Stream, *args: Slot | None) -> Stream:
         return x + self.sublayer(self.norm(x), *args)
 
 
-class PostNormResidual(nn.Module):
+class PostNormResidual(Residual):
     """N(x + F x)."""
 
     def __init__(self, sublayer: nn.Module, norm: MakeNorm):
@@ -83,11 +98,14 @@ class PostNormResidual(nn.Module):
         self.sublayer = sublayer
         self.norm = norm()
 
-    def forward(self, x: Stream, *args: Slot | None) -> Stream:
-        return self.norm(x + self.sublayer(x, *args))
+    def add(self, x: Stream, *args: Slot | None) -> Stream:
+        return x + self.sublayer(x, *args)
+
+    def outer(self, u: Stream) -> Stream:
+        return self.norm(u)
 
 
-class SandwichBranchResidual(nn.Module):
+class SandwichBranchResidual(Residual):
     """x + N2(F(N1 x))."""
 
     def __init__(self, sublayer: nn.Module, norm: MakeNorm):
@@ -96,11 +114,11 @@ class SandwichBranchResidual(nn.Module):
         self.norm_in = norm()
         self.norm_out = norm()
 
-    def forward(self, x: Stream, *args: Slot | None) -> Stream:
+    def add(self, x: Stream, *args: Slot | None) -> Stream:
         return x + self.norm_out(self.sublayer(self.norm_in(x), *args))
 
 
-class SandwichDualResidual(nn.Module):
+class SandwichDualResidual(Residual):
     """N2(x + F(N1 x))."""
 
     def __init__(self, sublayer: nn.Module, norm: MakeNorm):
@@ -109,11 +127,14 @@ class SandwichDualResidual(nn.Module):
         self.norm_in = norm()
         self.norm_out = norm()
 
-    def forward(self, x: Stream, *args: Slot | None) -> Stream:
-        return self.norm_out(x + self.sublayer(self.norm_in(x), *args))
+    def add(self, x: Stream, *args: Slot | None) -> Stream:
+        return x + self.sublayer(self.norm_in(x), *args)
+
+    def outer(self, u: Stream) -> Stream:
+        return self.norm_out(u)
 
 
-class DeepNormResidual(nn.Module):
+class DeepNormResidual(Residual):
     """N(alpha x + F x); the sublayer's output projection starts Xavier-normal with gain sqrt(alpha / 2).
 
     The published DeepNorm (Wang et al. 2022) divides the gain by the depth; the study this project reproduces used this form.
@@ -125,8 +146,11 @@ class DeepNormResidual(nn.Module):
         self.norm = norm()
         self.alpha = alpha
 
-    def forward(self, x: Stream, *args: Slot | None) -> Stream:
-        return self.norm(self.alpha * x + self.sublayer(x, *args))
+    def add(self, x: Stream, *args: Slot | None) -> Stream:
+        return self.alpha * x + self.sublayer(x, *args)
+
+    def outer(self, u: Stream) -> Stream:
+        return self.norm(u)
 
 
 _RESIDUALS = {
@@ -145,8 +169,12 @@ class Block(nn.Module):
         self.attention = _residual(CausalSelfAttention(config), config)
         self.mlp = _residual(MLP(config), config)
 
+    def before_norm(self, x: Stream, slot: Slot | None = None) -> Stream:
+        """The block's output before the norm that closes it: forward = mlp.outer(before_norm)."""
+        return self.mlp.add(self.attention(x, slot))
+
     def forward(self, x: Stream, slot: Slot | None = None) -> Stream:
-        return self.mlp(self.attention(x, slot))
+        return self.mlp.outer(self.before_norm(x, slot))
 
 
 def _residual(sublayer: nn.Module, config: ModelConfig) -> nn.Module:

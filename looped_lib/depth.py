@@ -21,14 +21,13 @@ the pass.
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from looped_lib.addition import PAD, Problems
-from looped_lib.model import LoopedTransformer
+from looped_lib.addition import Problems, equal_lengths
+from looped_lib.model import LoopedTransformer, evaluating
 from looped_lib.prefixes import SharedPrefixes, WholeSequences
 
 _ANCHOR_EVERY = 8  # loops between the states that later ones are compared with: any cycle up to this long is found
@@ -74,37 +73,18 @@ def depth_curve(
         problems_at_once = 64 if problems.ids.device.type == "cpu" else 8192
     correct = torch.zeros(len(problems), max_depth + 1, dtype=torch.bool)
     sums = torch.zeros(2, max_depth + 1, dtype=torch.float64)
-    chunks = _chunks(problems, problems_at_once)
-    was_training = model.training
-    model.eval()
-    try:
-        with (
-            torch.inference_mode(),
-            tqdm(total=len(chunks) * (max_depth + 1), disable=not progress, unit="loop") as bar,
-        ):
-            for rows, ids, prompt_len in chunks:
-                correct[rows], chunk_sums = _one_chunk(model, ids, prompt_len, max_depth, bar)
-                sums += chunk_sums
-    finally:
-        model.train(was_training)
+    chunks = equal_lengths(problems, problems_at_once)
+    with (
+        torch.inference_mode(),
+        evaluating(model),
+        tqdm(total=len(chunks) * (max_depth + 1), disable=not progress, unit="loop") as bar,
+    ):
+        for rows, ids, prompt_len in chunks:
+            correct[rows], chunk_sums = _one_chunk(model, ids, prompt_len, max_depth, bar)
+            sums += chunk_sums
     state_norm, residual = sums / sum(ids[:, 1:].numel() for _, ids, _ in chunks)
     residual[0] = math.nan
     return DepthCurve(correct, state_norm, residual)
-
-
-def _chunks(problems: Problems, size: int) -> list[tuple[Tensor, Tensor, int]]:
-    """(row numbers, ids without padding, prompt length): sorted problems of equal lengths, at most `size` together."""
-    ids, prompt_len = problems.ids.cpu().numpy(), problems.prompt_len.cpu().numpy()
-    length = (ids != PAD).sum(axis=1)
-    order = np.lexsort([*ids.T[::-1], prompt_len, length])  # the last key counts most
-    shapes = np.stack([length, prompt_len])[:, order]
-    groups = np.split(order, np.flatnonzero((np.diff(shapes) != 0).any(axis=0)) + 1)
-    chunks = []
-    for group in groups:
-        for rows in np.array_split(group, math.ceil(len(group) / size)):
-            part = torch.from_numpy(rows).to(problems.ids.device)
-            chunks.append((torch.from_numpy(rows), problems.ids[part, : length[rows[0]]], int(prompt_len[rows[0]])))
-    return chunks
 
 
 def _one_chunk(

@@ -1,21 +1,32 @@
-"""JSON files that are never half there."""
+"""Files that are never half there."""
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def write_json(path: str | Path, values: Any) -> None:
-    """Write `values` as JSON atomically: a reader sees the old file or the new one, never a part."""
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A file to write beside `path` that takes its place when the block ends without an error.
+
+    A reader sees the old file or the new one, never a part; a process killed in between leaves the old one.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1, allow_nan=False)
-        file.flush()
+    yield partial
+    with open(partial, "rb") as file:
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def write_json(path: str | Path, values: Any) -> None:
+    """Write `values` as JSON atomically."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(values, indent=1, allow_nan=False), encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:

@@ -5,13 +5,14 @@ Values stay tensors until a line is due, so that logging never makes a training 
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from looped_lib.files import replacing
 
 
 class MetricsLog:
@@ -29,9 +30,8 @@ class MetricsLog:
         if write and path.exists():
             kept = [line for line in read_metrics(path) if line["step"] <= step]
             self.seconds = kept[-1]["seconds"] if kept else 0.0
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(partial, path)
+            with replacing(path) as partial:
+                partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def add(self, step: int, values: dict[str, Tensor | float]) -> None:
         """Remember what step number `step` (counted from 0) reported."""

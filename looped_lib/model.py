@@ -4,10 +4,14 @@
     h_{t+1} = step(h_t) = Phi(h_t)    k shared blocks; the input is not injected again
     logits  = readout(h_T)            optional unlooped coda blocks, final norm, head tied to the token embedding
 
-`forward(ids, n_loops)` only composes the three. Samplers, regularisers, trajectories and depth curves use nothing else.
+`forward(ids, n_loops)` only composes the three. Samplers, regularisers, trajectories and depth curves use nothing else, but
+for one thing that a model may offer to be looked at: step(h) = loop_norm(before_norm(h)), the state before the norm that ends
+each loop and hides its growth.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
@@ -50,7 +54,16 @@ class LoopedTransformer(nn.Module):
 
     def step(self, h: Stream, slots: list[Slot] | None = None) -> Stream:
         """Phi(h): exactly one loop, per-loop norms included. `slots` are the cached keys and values of this loop."""
-        return _run(self.layers, h, slots)
+        return self.loop_norm(self.before_norm(h, slots))
+
+    def before_norm(self, h: Stream, slots: list[Slot] | None = None) -> Stream:
+        """The last sum of Phi(h), before the norm that ends the loop; Phi(h) itself where the placement has no such norm."""
+        h = _run(self.layers[:-1], h, slots)
+        return self.layers[-1].before_norm(h, None if slots is None else slots[-1])
+
+    def loop_norm(self, u: Stream) -> Stream:
+        """The norm that ends the loop: step(h) = loop_norm(before_norm(h))."""
+        return self.layers[-1].mlp.outer(u)
 
     def readout(self, h: Stream, slots: list[Slot] | None = None) -> Logits:
         """Next-token logits at every position of h."""
@@ -81,12 +94,8 @@ class LoopedTransformer(nn.Module):
         earlier positions never change. Without it the whole prefix is recomputed for each token (the reference).
         Generation does not stop at EOS; the grader cuts there. Dropout is off whatever the module's mode.
         """
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             return self._decode(ids, n_loops, new_tokens, use_cache)
-        finally:
-            self.train(was_training)
 
     def _decode(self, ids: Ids, n_loops: int, new_tokens: int, use_cache: bool) -> Tensor:
         if not use_cache:
@@ -104,6 +113,17 @@ class LoopedTransformer(nn.Module):
             new = self.readout(h, cache.coda)[:, -1:].argmax(-1)
             out.append(new)
         return torch.cat(out, dim=1)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off inside, the module's mode as it was afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _run(layers: nn.ModuleList, h: Stream, slots: list[Slot] | None) -> Stream:

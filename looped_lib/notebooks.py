@@ -8,7 +8,6 @@ accuracy by depth if the notebook wrote OUT/result.json.
 
 import argparse
 import ast
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pandas as pd
 import papermill
 from nbconvert import HTMLExporter
 
-from looped_lib.files import read_json
+from looped_lib.files import read_json, replacing
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 REMOTE_SCRIPT = re.compile(r"""<script[^>]*\ssrc=["']https?://[^>]*>\s*</script>""")
@@ -53,15 +52,14 @@ def export_html(notebook: str | Path, html: str | Path) -> None:
     What nbconvert and plotly would fetch is left out: MathJax and require.js (TeX stays as typed), and the progress bars,
     which are live widgets.
     """
-    html, page = Path(html), nbformat.read(notebook, 4)
+    page = nbformat.read(notebook, 4)
     page.metadata.pop("widgets", None)
     for cell in page.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
     body, _ = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(page)
-    partial = html.with_name(f".{html.name}.partial")
-    partial.write_text(REMOTE_SCRIPT.sub("", body), encoding="utf-8")
-    os.replace(partial, html)
+    with replacing(html) as partial:
+        partial.write_text(REMOTE_SCRIPT.sub("", body), encoding="utf-8")
 
 
 def accuracy_table(result: dict[str, Any]) -> pd.DataFrame:

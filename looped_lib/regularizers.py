@@ -35,6 +35,7 @@ from looped_lib.jacobian import (
     squared_fro,
     vjp,
 )
+from looped_lib.model import evaluating
 
 PRODUCTS: dict[str, Product] = {"vjp": vjp, "jvp": jvp, "finite_difference": finite_difference}
 _POWER_ITERATIONS = {"spectral_norm": spectral_norm, "spectral_radius": spectral_radius}
@@ -66,12 +67,8 @@ class JacobianPenalty:
         generator = torch.Generator(h.device).manual_seed(self._probe_seed(training_step, rank))
         if c.public_code:
             return _public_code(model.step, h, random_normal(h, generator), c.iterations)
-        was_training = model.training
-        model.eval()
-        try:
+        with evaluating(model):
             return self._mean(model.step, h, generator, f"vector.{rank}")
-        finally:
-            model.train(was_training)
 
     def state(self) -> dict[str, Tensor]:
         """The persistent vectors, one per rank that has called; empty unless `config.persistent`."""

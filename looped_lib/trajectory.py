@@ -1,55 +1,175 @@
-"""Trajectories h_0, h_1, ..., h_T of a looped model, and their principal components.
+"""Trajectories h_0, h_1, ..., h_T of a looped model: the states, and what each loop did to every token.
 
-Uses embed and step only, so it works on every looped model of the project.
+Uses embed, step and readout only, so it works on every looped model of the project. If the model also splits its step into
+loop_norm(before_norm(h)), the norm of the state is recorded before that norm too: growth hides behind it.
+
+With h the state of one token,
+
+    norm            ||h_t||
+    from_start      ||h_t - h_0|| / ||h_0||                how far it has gone
+    residual        ||h_t - h_{t-1}|| / ||h_{t-1}||        how much the last loop moved it; NaN at loop 0
+    before_norm     ||before_norm(h_{t-1})||               what Phi's last norm was given; NaN at loop 0
+    cosine_to_final cos(h_t, h_T)                          against the last state that is held
+    entropy         of softmax(readout(h_t)), in nats      how sure it is of its next token (the logit lens)
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
-from sklearn.decomposition import PCA
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
+
+from looped_lib.files import replacing
+from looped_lib.model import evaluating
+
+MAX_BYTES = 4 * 2**30
+_ROWS_AT_ONCE = 256  # sequences read out together by the logit lens
 
 
 @dataclass(frozen=True)
-class Projection:
-    """States in the coordinates of their first principal components."""
+class Trajectory:
+    """States of a batch of sequences after chosen loop counts, and the scalars of each loop that need its neighbours."""
 
-    coordinates: Float[np.ndarray, "loop batch component"]
-    """Position of each sequence after each loop, in units of the state."""
-    explained: Float[np.ndarray, "component"]
-    """Share of the variance along each component, 0 to 1."""
+    ids: Int[Tensor, "batch seq"]
+    """The tokens."""
+    loops: Int[Tensor, "loop"]
+    """The loop counts held, ascending."""
+    states: Float[Tensor, "loop batch seq d_model"]
+    """h_t for each of them."""
+    residual: Float[Tensor, "loop batch seq"]
+    """||h_t - h_{t-1}|| / ||h_{t-1}||, also where h_{t-1} itself is not held."""
+    from_start: Float[Tensor, "loop batch seq"]
+    """||h_t - h_0|| / ||h_0||, also where h_0 is not held."""
+    before_norm: Float[Tensor, "loop batch seq"]
+    """||before_norm(h_{t-1})||; ||h_t|| of a model that does not offer it."""
+
+    @property
+    def norm(self) -> Float[Tensor, "loop batch seq"]:
+        """||h_t||."""
+        return _norm(self.states)
+
+    @property
+    def cosine_to_final(self) -> Float[Tensor, "loop batch seq"]:
+        """Cosine between h_t and the last state held."""
+        return F.cosine_similarity(self.states.float(), self.states[-1:].float(), dim=-1)
+
+    def problem(self, i: int) -> "Trajectory":
+        """The trajectory of sequence `i` alone, still a batch."""
+        rows = slice(i, i + 1)
+        scalars = (s[:, rows] for s in (self.residual, self.from_start, self.before_norm))
+        return Trajectory(self.ids[rows], self.loops, self.states[:, rows], *scalars)
+
+    def between(self, first: int, last: int) -> "Trajectory":
+        """The part with first <= loop count <= last. ValueError if nothing of it is held."""
+        keep = (self.loops >= first) & (self.loops <= last)
+        if not keep.any():
+            held = f"{int(self.loops[0])} to {int(self.loops[-1])}"
+            raise ValueError(f"no state between loops {first} and {last} is held; there are states from {held}")
+        parts = (t[keep] for t in (self.loops, self.states, self.residual, self.from_start, self.before_norm))
+        return Trajectory(self.ids, *parts)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything into one safetensors file, atomically."""
+        with replacing(path) as partial:
+            partial.write_bytes(save({f.name: getattr(self, f.name).cpu().contiguous() for f in fields(self)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trajectory":
+        """What `save` wrote. ValueError names the file if it is damaged or holds something else."""
+        try:
+            tensors = load(Path(path).read_bytes())
+        except SafetensorError as e:
+            raise ValueError(f"{path}: not a whole safetensors file ({e}); record the trajectory again") from None
+        expected = [f.name for f in fields(cls)]
+        if set(tensors) != set(expected):
+            raise ValueError(f"{path}: a trajectory holds {', '.join(expected)}; this file holds {', '.join(sorted(tensors))}")
+        return cls(**tensors)
 
 
-def trajectory(model: nn.Module, ids: Int[Tensor, "batch seq"], n_loops: int) -> Float[Tensor, "loop batch seq d_model"]:
-    """States after 0, 1, ..., n_loops loops, without gradient or dropout.
+@dataclass(frozen=True)
+class LogitLens:
+    """What the model would say if the loops stopped at each state of a trajectory."""
 
-    Memory: (n_loops + 1) * batch * seq * d_model elements. ValueError if n_loops is below 1.
+    prediction: Int[Tensor, "loop batch seq"]
+    """The most probable next token after each position."""
+    entropy: Float[Tensor, "loop batch seq"]
+    """Entropy of its distribution, in nats."""
+
+
+def trajectory(
+    model: nn.Module,
+    ids: Int[Tensor, "batch seq"],
+    loops: int | Iterable[int],
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    max_bytes: int = MAX_BYTES,
+) -> Trajectory:
+    """The states after 0, 1, ..., `loops` loops, or after just the loop counts in `loops`, without gradient or dropout.
+
+    The model runs on its own device in its own precision; what is kept goes to `device` as `dtype` (default: the model's).
+    Memory: one state [batch, seq, d_model] for each loop count kept; ValueError, before any loop, if that is more than
+    `max_bytes`, or if the deepest loop count is below 1.
     """
-    if n_loops < 1:
-        raise ValueError(f"a trajectory needs at least 1 loop, got {n_loops}")
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            h = model.embed(ids)
-            states = h.new_empty(n_loops + 1, *h.shape)
-            states[0] = h
-            for t in range(1, n_loops + 1):
-                states[t] = h = model.step(h)
-    finally:
-        model.train(was_training)
-    return states
+    kept = range(loops + 1) if isinstance(loops, int) else sorted(set(loops))
+    if not kept or kept[-1] < 1 or kept[0] < 0:
+        raise ValueError(f"a trajectory needs loop counts of at least 0, the deepest at least 1, got {loops}")
+    with torch.no_grad(), evaluating(model):
+        first = h = model.embed(ids)
+        dtype = dtype or h.dtype
+        need = len(kept) * h.numel() * dtype.itemsize
+        if need > max_bytes:
+            raise ValueError(
+                f"{len(kept)} states of {' x '.join(map(str, h.shape))} {str(dtype).removeprefix('torch.')} need "
+                f"{need / 1e9:.1f} GB, more than the {max_bytes / 1e9:.1f} GB allowed: keep fewer loops (every tenth, say) "
+                "or a smaller dtype"
+            )
+        states = torch.empty(len(kept), *h.shape, dtype=dtype, device=device)
+        scalars = torch.full((3, len(kept), *ids.shape), math.nan, device=h.device)
+        place = 0
+        for t in range(kept[-1] + 1):
+            before = u = h
+            if t:
+                u, h = _step(model, h)
+            if t == kept[place]:
+                states[place] = h
+                scalars[1, place] = _norm(h - first) / _norm(first)
+                if t:
+                    scalars[0, place], scalars[2, place] = _norm(h - before) / _norm(before), _norm(u)
+                place += 1
+    residual, from_start, before_norm = scalars.to(device)
+    return Trajectory(ids.to(device), torch.tensor(list(kept)), states, residual, from_start, before_norm)
 
 
-def project(states: Float[Tensor, "loop batch seq d_model"], components: int = 2, token: int | None = None) -> Projection:
-    """PCA over all loops and sequences together, so that they share axes.
+def logit_lens(model: nn.Module, path: Trajectory) -> LogitLens:
+    """Prediction and entropy at every state of `path`, read out on the model's device, many states together."""
+    device = next(model.parameters()).device
+    rows = path.states.flatten(0, 1)
+    prediction = torch.empty(rows.shape[:2], dtype=torch.long)
+    entropy = torch.empty(rows.shape[:2])
+    with torch.no_grad(), evaluating(model):
+        dtype = next(model.parameters()).dtype
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            log_p = model.readout(rows[part].to(device, dtype)).float().log_softmax(-1)
+            prediction[part] = log_p.argmax(-1).cpu()
+            entropy[part] = -(log_p.exp() * log_p).sum(-1).cpu()
+    return LogitLens(*(x.view(path.states.shape[:3]) for x in (prediction, entropy)))
 
-    A point is the whole state (all positions flattened), or the state of one `token` position.
-    """
-    loops, batch = states.shape[:2]
-    points = states.flatten(2) if token is None else states[:, :, token]
-    points = points.double().cpu().numpy().reshape(loops * batch, -1)
-    pca = PCA(components, svd_solver="full").fit(points)
-    return Projection(pca.transform(points).reshape(loops, batch, components), pca.explained_variance_ratio_)
+
+def _step(model: nn.Module, h: Tensor) -> tuple[Tensor, Tensor]:
+    """(state before the loop's last norm, next state)."""
+    if not hasattr(model, "before_norm"):
+        h = model.step(h)
+        return h, h
+    u = model.before_norm(h)
+    return u, model.loop_norm(u)
+
+
+def _norm(x: Float[Tensor, "*more d_model"]) -> Float[Tensor, "*more"]:
+    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import install_import_hook
 
 TENSOR_CODE = (
-    "model blocks linear cache jacobian regularizers carry objective batches training prefixes depth trajectory addition"
+    "model blocks linear cache jacobian regularizers carry objective batches training prefixes depth addition "
+    "trajectory pca spectrum fixed_points anderson exits"
 )
 install_import_hook([f"looped_lib.{name}" for name in TENSOR_CODE.split()], "typecheck.check")
 torch.set_num_threads(1)

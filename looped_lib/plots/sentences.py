@@ -1,0 +1,32 @@
+"""What the tour's numbers say, in words."""
+
+from collections.abc import Mapping, Sequence
+
+
+def tour_sentences(depths: Sequence[int], accuracy: Mapping[str, Sequence[float]], trained: int = 4) -> str:
+    """Two sentences that say what the tour's numbers say, whatever they are: where the fixed model falls, what STARS holds.
+
+    `accuracy` (0 to 1 at each of `depths`, ascending) has the runs fixed, random and stars.
+    """
+    at = {name: dict(zip(depths, values, strict=True)) for name, values in accuracy.items()}
+    last = depths[-1]
+    first = min(trained, last)
+    deeper = [d for d in depths if d >= first]
+    fallen = next((d for d in deeper if at["fixed"][d] < at["fixed"][first] / 2), None)
+    where = (
+        f"it first falls below half of that at {fallen} loops"
+        if fallen
+        else f"it stays at half of that or more up to {last} loops"
+    )
+    worst = min(deeper, key=lambda d: at["stars"][d])
+
+    def percent(name: str, depth: int) -> str:
+        return f"{100 * at[name][depth]:.1f} %"
+
+    return (
+        f"The model trained at {trained} loops solves {percent('fixed', first)} of the held-out problems at {first} loops; "
+        f"{where}, where it solves {percent('fixed', fallen or last)}. Over all loop counts from {first} to {last}, STARS "
+        f"solves at least {percent('stars', worst)} (its lowest, at {worst} loops); "
+        f"at {last} loops it solves {percent('stars', last)}, "
+        f"random loops alone {percent('random', last)}."
+    )

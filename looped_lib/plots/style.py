@@ -1,0 +1,28 @@
+"""What all figures share: one template, one colour-blind-safe palette (Okabe and Ito 2008)."""
+
+import plotly.graph_objects as go
+
+PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442"]
+DASHES = ["solid", "dash", "dot"]
+TEMPLATE = go.layout.Template(
+    layout={
+        "colorway": PALETTE,
+        "font": {"family": "Helvetica, Arial, sans-serif", "size": 14},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "xaxis": {"showline": True, "linecolor": "#444", "gridcolor": "#e6e6e6", "zeroline": False, "ticks": "outside"},
+        "yaxis": {"showline": True, "linecolor": "#444", "gridcolor": "#e6e6e6", "zeroline": False, "ticks": "outside"},
+        "legend": {"bgcolor": "rgba(255,255,255,0.8)"},
+        "margin": {"l": 70, "r": 20, "t": 60, "b": 60},
+    }
+)
+
+
+def line(i: int) -> dict[str, str]:
+    """Colour and dash of line number i; the dash tells apart what shares a colour."""
+    return {"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i // len(PALETTE) % len(DASHES)]}
+
+
+def figure(title: str, x: str, y: str) -> go.Figure:
+    """An empty figure with its titles."""
+    return go.Figure(layout={"template": TEMPLATE, "title": title, "xaxis_title": x, "yaxis_title": y, "height": 460})
