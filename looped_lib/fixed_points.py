@@ -8,8 +8,8 @@ For each sequence (all positions together), over the second half of n loops, whi
 
     blow_up    a state is not finite, or growth > BLOW_UP: faster than the third power of t
     converged  strayed <= tol
-    cycle      h_t = h_{t-p} to relative tol at each of the last max_period loops; the period is the smallest such p > 1
-               (up to max_period; a longer one is found if it is exact)
+    cycle      at each of the last max_period loops h_t is back at h_{t-p}: to relative tol, and to a tenth of the greatest
+               distance on the way; the period is the smallest such p (up to max_period; a longer one is found if it is exact)
     drift      none of these: it moves on without repeating itself within max_period loops (slow growth counts here)
 
 A small residual alone proves nothing: a state that grows by a constant each loop has r_t = 1/t. What is certified is that the
@@ -136,8 +136,9 @@ def _kinds(
     finite: Tensor, growth: Tensor, strayed: Tensor, far: Tensor, tol: float, repeat: int
 ) -> tuple[list[str], Int[Tensor, "batch"]]:
     """Kind and period of each sequence, the kinds tested in the order of the module's docstring."""
-    repeats = far <= tol
-    repeats[0] = False  # a period of 1 is a fixed point: `strayed` decides
+    repeats = torch.zeros_like(far, dtype=torch.bool)
+    on_the_way = far.cummax(0).values[:-1]  # a state that creeps is near its past as well, but never comes back
+    repeats[1:] = (far[1:] <= tol) & (far[1:] <= 0.1 * on_the_way)
     found = torch.where(repeats.any(0), repeats.int().argmax(0) + 1, repeat)  # `repeat` may be longer than max_period
     blown, still, cycling = ~finite | (growth > BLOW_UP), strayed <= tol, found > 0
     period = torch.where(blown, 0, torch.where(still, 1, found))

@@ -63,7 +63,8 @@ def test_runs_of_one_name_in_two_studies_are_two_lines():
 
 @pytest.mark.parametrize("components", [2, 3])
 def test_pca_panels_carry_the_explained_variance(components):
-    projection = Projection(np.random.default_rng(0).normal(size=(7, 3, components)), np.array([0.5, 0.3, 0.1])[:components], np.arange(7))
+    coordinates, explained = np.random.default_rng(0).normal(size=(7, 3, components)), np.array([0.5, 0.3, 0.1])[:components]
+    projection = Projection(coordinates, explained, np.arange(7))
     figure = plots.pca_trajectories({"a": projection, "b": projection})
     assert len(figure.data) == 6 and [a.text for a in figure.layout.annotations] == ["a", "b"]
     for panel in (figure.layout, figure.layout) if components == 2 else (figure.layout.scene, figure.layout.scene2):
