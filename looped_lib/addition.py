@@ -160,6 +160,14 @@ def equal_lengths(problems: Problems, size: int) -> list[tuple[Tensor, Tensor, i
     return chunks
 
 
+def alike(problems: Problems, n: int) -> Problems:
+    """The first `n` problems (or all there are) of the length that is commonest, without padding."""
+    lengths = (problems.ids != PAD).sum(dim=1)
+    common = lengths.mode().values
+    chosen = problems[(lengths == common).nonzero().flatten()[:n]]
+    return Problems(chosen.ids[:, :common], chosen.prompt_len)
+
+
 def exact_match(generated: Int[Tensor, "problem char_out"], problems: Problems) -> Bool[Tensor, "problem"]:
     """Grade greedy continuations: the answer and EOS must follow the prompt exactly; what comes after EOS does not count."""
     width = problems.ids.shape[1]

@@ -1,14 +1,29 @@
 """Figures: tidy data in, plotly Figures out."""
 
-from looped_lib.plots.curves import accuracy_by_depth, loss_by_step, residual_by_depth, state_norm_by_depth
-from looped_lib.plots.paths import pca_trajectories
+from looped_lib.plots.curves import (
+    accuracy_by_depth,
+    exit_tradeoff,
+    loss_by_step,
+    movement,
+    residual_by_depth,
+    state_norm_by_depth,
+)
+from looped_lib.plots.heatmaps import heatmaps
+from looped_lib.plots.paths import pca_trajectories, shared_trajectories
 from looped_lib.plots.sentences import tour_sentences
+from looped_lib.plots.spectra import eigenvalue_cloud, radius_by_loop
 
 __all__ = [
     "accuracy_by_depth",
+    "eigenvalue_cloud",
+    "exit_tradeoff",
+    "heatmaps",
     "loss_by_step",
+    "movement",
     "pca_trajectories",
+    "radius_by_loop",
     "residual_by_depth",
+    "shared_trajectories",
     "state_norm_by_depth",
     "tour_sentences",
 ]

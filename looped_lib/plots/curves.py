@@ -5,8 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from looped_lib.plots.style import figure, line
+from looped_lib.plots.style import TEMPLATE, figure, line
+from looped_lib.trajectory import Trajectory
 
 
 def accuracy_by_depth(
@@ -45,6 +47,52 @@ def state_norm_by_depth(runs: pd.DataFrame) -> go.Figure:
 def residual_by_depth(runs: pd.DataFrame) -> go.Figure:
     """Mean relative change of a token's state in one loop against loop count, log y."""
     return _by_depth(runs, "residual", "Does the state settle?", "||h_T - h_(T-1)|| / ||h_(T-1)||")
+
+
+def exit_tradeoff(curves: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]]) -> go.Figure:
+    """Accuracy (0 to 1) against mean loops used, one line per run: (tolerances, mean loops, accuracy), a point per tolerance."""
+    plot = figure("Stopping at rest", "mean loops a character", "exact match, % of held-out problems")
+    for i, (name, (tolerances, loops, accuracy)) in enumerate(curves.items()):
+        plot.add_scatter(
+            x=list(loops),
+            y=[100 * a for a in accuracy],
+            name=name,
+            mode="lines+markers",
+            line=line(i),
+            customdata=list(tolerances),
+            hovertemplate="tolerance %{customdata:.0e}: %{x:.1f} loops, %{y:.1f} %",
+        )
+    return plot.update_xaxes(type="log", tickvals=[1, 2, 4, 8, 16, 32, 64, 100, 200]).update_yaxes(range=[-2, 102])
+
+
+def movement(paths: Mapping[str, Trajectory]) -> go.Figure:
+    """What the loops do to the state, means over tokens and problems, one colour per run.
+
+    Panels: norm (solid) and norm before the loop's last norm (dotted), change from the start, change in one loop, cosine to
+    the last state.
+    """
+    titles = ["norm (dotted: before the loop's norm)", "change from the start", "change in one loop", "cosine to the last state"]
+    plot = make_subplots(2, 2, subplot_titles=titles, vertical_spacing=0.2)
+    for i, (name, path) in enumerate(paths.items()):
+        tables = [("solid", path.norm, 0), ("dot", path.before_norm, 0), ("solid", path.from_start, 1)]
+        tables += [("solid", path.residual, 2), ("solid", path.cosine_to_final, 3)]
+        for dash, table, panel in tables:
+            plot.add_scatter(
+                x=path.loops.tolist(),
+                y=table.double().mean((1, 2)).tolist(),
+                name=name,
+                legendgroup=name,
+                showlegend=panel == 1,
+                mode="lines",
+                line={"color": line(i)["color"], "dash": dash},
+                hovertemplate="t = %{x}: %{y:.3g}",
+                row=panel // 2 + 1,
+                col=panel % 2 + 1,
+            )
+    plot.update_xaxes(title="loops t")
+    for panel, (title, kind) in enumerate((("||h||", "log"), ("relative", "linear"), ("relative", "log"), ("cosine", "linear"))):
+        plot.update_yaxes(title=title, type=kind, exponentformat="power", row=panel // 2 + 1, col=panel % 2 + 1)
+    return plot.update_layout(template=TEMPLATE, height=700, title="What the loops do to the state")
 
 
 def _by_depth(runs: pd.DataFrame, column: str, title: str, axis: str) -> go.Figure:

@@ -1,0 +1,76 @@
+"""Eigenvalues of one loop's Jacobian in the complex plane, and the spectral radius along a trajectory."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Complex
+
+from looped_lib.plots.style import figure, line
+
+_SHOWN = 600  # eigenvalues drawn per loop: the largest; those near zero fall on one another
+
+
+def eigenvalue_cloud(spectra: Mapping[int, Complex[np.ndarray, "seq d_model"]], run: str) -> go.Figure:
+    """The eigenvalues of J after each of several loops (keys), with the unit circle and a slider over the loops.
+
+    Colour tells the position whose block an eigenvalue belongs to. Of each loop the largest are drawn.
+    """
+    drawn = {loop: _largest(values) for loop, values in spectra.items()}
+    reach = 1.1 * max(1.0, max(float(np.abs(values).max()) for values, _ in drawn.values()))
+    circle = np.exp(2j * np.pi * np.linspace(0, 1, 181))
+    plot = figure("", "real part", "imaginary part")
+    plot.add_scatter(x=circle.real, y=circle.imag, mode="lines", name="unit circle", line={"color": "#444", "dash": "dot"})
+    first = next(iter(drawn))
+    plot.add_trace(_cloud(*drawn[first]))
+    titles = {loop: _title(run, loop, *values) for loop, values in drawn.items()}
+    plot.frames = [
+        go.Frame(data=[_cloud(*drawn[loop])], traces=[1], name=str(loop), layout={"title": {"text": title}})
+        for loop, title in titles.items()
+    ]
+    steps = [
+        {"label": str(loop), "method": "animate", "args": [[str(loop)], {"mode": "immediate", "frame": {"duration": 0}}]}
+        for loop in drawn
+    ]
+    plot.update_xaxes(range=[-reach, reach], constrain="domain")
+    plot.update_yaxes(range=[-reach, reach], scaleanchor="x", constrain="domain")
+    return plot.update_layout(
+        title=titles[first],
+        height=620,
+        width=860,
+        showlegend=False,
+        sliders=[{"steps": steps, "currentvalue": {"prefix": "after loop "}, "pad": {"t": 40}}],
+    )
+
+
+def radius_by_loop(loops: Mapping[str, Sequence[int]], radii: Mapping[str, Sequence[float]]) -> go.Figure:
+    """Spectral radius of J at the states of a trajectory against the loop count, one line per run; 1 is marked."""
+    plot = figure("Spectral radius along the trajectory", "loops t", "spectral radius of J at h_t")
+    for i, (name, values) in enumerate(radii.items()):
+        hover = "t = %{x}: radius %{y:.4f}"
+        plot.add_scatter(x=list(loops[name]), y=list(values), name=name, mode="lines+markers", line=line(i), hovertemplate=hover)
+    plot.add_hline(y=1, line_dash="dot", annotation_text="differences shrink below", annotation_position="bottom left")
+    return plot.update_xaxes(type="log", tickvals=[1, 2, 4, 8, 16, 32, 64, 100, 200, 500, 1000])
+
+
+def _cloud(values: np.ndarray, positions: np.ndarray) -> go.Scatter:
+    bar = {"title": {"text": "position"}}
+    return go.Scatter(
+        x=values.real.round(5),
+        y=values.imag.round(5),
+        mode="markers",
+        marker={"size": 5, "opacity": 0.7, "color": positions, "colorscale": "Viridis", "colorbar": bar},
+        customdata=np.abs(values).round(5),
+        hovertemplate="%{x:.3f} + %{y:.3f} i, modulus %{customdata:.4f}, position %{marker.color}<extra></extra>",
+    )
+
+
+def _largest(values: Complex[np.ndarray, "seq d_model"]) -> tuple[np.ndarray, np.ndarray]:
+    """The eigenvalues of greatest modulus, greatest first, and their positions."""
+    flat = values.ravel()
+    order = np.argsort(-np.abs(flat))[:_SHOWN]
+    return flat[order], order // values.shape[1]
+
+
+def _title(run: str, loop: int, values: np.ndarray, positions: np.ndarray) -> str:
+    return f"{run}: eigenvalues of J after loop {loop}, radius {abs(values[0]):.4f} (position {positions[0]})"
