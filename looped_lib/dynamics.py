@@ -25,7 +25,7 @@ def dynamics(
 
     class     how many of `n_problems` problems (of one length) converge, cycle, drift or blow up within `n_loops` loops
     n_loops   loops it took to tell; exact: whether their states came back bit for bit
-    radius    spectral radius of J at the last state, median and greatest over these problems; null where not finite
+    radius    spectral radius of J at the last state, median over these problems (radius_max: greatest); null where not finite
     rate      contraction per loop from the residual's slope, median over them; null where nothing contracts measurably
     exit      over all problems, for each tolerance: mean loops a character (at most `max_depth`) and accuracy
     """
@@ -66,6 +66,11 @@ def spectra(model: nn.Module, path: Trajectory, loops: Sequence[int]) -> dict[in
     places = [path.loops.tolist().index(t) for t in loops]
     values = eigenvalues(model.eval().step, path.states[places, 0])
     return dict(zip(loops, values, strict=True))
+
+
+def spectrum_loops(max_depth: int) -> list[int]:
+    """The loop counts at which a trajectory's spectrum is worth its price: 1, 2, 4, ... and max_depth."""
+    return sorted({*(2**k for k in range(max_depth.bit_length())), max_depth})
 
 
 def _number(x: Float[Tensor, ""]) -> float | None:

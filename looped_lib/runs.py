@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from looped_lib.config import ExperimentConfig, from_dict
 from looped_lib.files import read_json
 from looped_lib.metrics import read_metrics
 
@@ -30,6 +31,14 @@ def find_root() -> Path:
         if (folder / "looped_lib").is_dir() and (folder / "pyproject.toml").is_file():
             return folder
     raise FileNotFoundError("no project folder (looped_lib/ beside pyproject.toml) above the working directory")
+
+
+def read_config(run_dir: str | Path) -> ExperimentConfig:
+    """The config of the run in `run_dir`. FileNotFoundError or ConfigError name the file if it is not there or not whole."""
+    path = Path(run_dir) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: {run_dir} is not the folder of a run (runs/<study>/<run>)")
+    return from_dict(ExperimentConfig, read_json(path), str(path))
 
 
 def provenance() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from looped_lib.addition import IGNORE, generate_problems
 from looped_lib.bench import __main__ as command
-from looped_lib.bench import depth, public_form, train_step
+from looped_lib.bench import depth, public_form, spectrum, train_step
 from looped_lib.bench.worker import Worker, median_seconds
 from looped_lib.config import ModelConfig
 from looped_lib.depth import depth_curve
@@ -120,6 +120,13 @@ def test_products_and_their_flops():
         assert counted.get_total_flops() == train_step.flops(config)
 
 
+def test_both_spectra_have_one_radius(monkeypatch):
+    assert spectrum.measure(TINY, seq=4)["spectrum_vs_dense"][0] > 0
+    monkeypatch.setattr(spectrum, "spectral_radius", lambda step, h: torch.ones(1))
+    with pytest.raises(RuntimeError, match="radii disagree: 1.0 from the blocks"):
+        spectrum.measure(TINY, seq=4)
+
+
 def _calls(folder):
     return {name: (folder / name).touch for name in "ab"} | {"broken": lambda: 1 / 0}
 
@@ -137,7 +144,8 @@ def test_workers_take_turns_and_say_when_they_die(tmp_path, capfd):
 def test_command_writes_what_was_asked_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "find_root", lambda: tmp_path)
     monkeypatch.setattr(depth, "measure", lambda: {"depth_curve_vs_public": (321.5, "one, another")})
-    monkeypatch.setattr(train_step, "measure", lambda config: {n: (2.0, "") for n in command.NAMES[:-1]})
+    monkeypatch.setattr(spectrum, "measure", lambda: {"spectrum_vs_dense": (30.0, "")})
+    monkeypatch.setattr(train_step, "measure", lambda config: {n: (2.0, "") for n in command.NAMES[:-2]})
     command.main(["depth_curve_vs_public"])
     assert "321.50  one, another" in capsys.readouterr().out
     path = tmp_path / "runs" / "bench" / "result.json"

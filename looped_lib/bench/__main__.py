@@ -1,7 +1,7 @@
 """Speed ratios, on the CPU: python -m looped_lib.bench [NAME...]
 
 Prints a table and writes runs/bench/result.json as {name: ratio}. A run that measures only some names keeps the
-others of an earlier run. About four minutes on two cores.
+others of an earlier run. About six minutes on two cores.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from looped_lib.bench import depth, train_step
+from looped_lib.bench import depth, spectrum, train_step
 from looped_lib.files import read_json, write_json
 from looped_lib.runs import find_root
 
@@ -22,6 +22,7 @@ _TRAIN_STEP = (
 _MEASURES = {
     _TRAIN_STEP: lambda: train_step.measure(train_step.paper_step()),
     ("depth_curve_vs_public",): lambda: depth.measure(),
+    ("spectrum_vs_dense",): lambda: spectrum.measure(),
 }
 NAMES = tuple(name for group in _MEASURES for name in group)
 

@@ -10,11 +10,12 @@ from looped_lib.plots.curves import (
 )
 from looped_lib.plots.heatmaps import heatmaps
 from looped_lib.plots.paths import pca_trajectories, shared_trajectories
-from looped_lib.plots.sentences import tour_sentences
+from looped_lib.plots.sentences import dynamics_sentences, tour_sentences
 from looped_lib.plots.spectra import eigenvalue_cloud, radius_by_loop
 
 __all__ = [
     "accuracy_by_depth",
+    "dynamics_sentences",
     "eigenvalue_cloud",
     "exit_tradeoff",
     "heatmaps",

@@ -1,6 +1,9 @@
-"""What the tour's numbers say, in words."""
+"""What numbers say, in words."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
 
 
 def tour_sentences(depths: Sequence[int], accuracy: Mapping[str, Sequence[float]], trained: int = 4) -> str:
@@ -29,4 +32,24 @@ def tour_sentences(depths: Sequence[int], accuracy: Mapping[str, Sequence[float]
         f"solves at least {percent('stars', worst)} (its lowest, at {worst} loops); "
         f"at {last} loops it solves {percent('stars', last)}, "
         f"random loops alone {percent('random', last)}."
+    )
+
+
+def dynamics_sentences(records: Mapping[str, Mapping[str, Any]], table: pd.DataFrame) -> str:
+    """For each run one sentence: what became of its states, by which radius, and what stopping at rest costs.
+
+    `records` and `table` as from `dynamics.dynamics` and `dynamics.dynamics_table`.
+    """
+    return " ".join(_one_run(name, record, table.loc[name]) for name, record in records.items())
+
+
+def _one_run(name: str, record: Mapping[str, Any], row: pd.Series) -> str:
+    total, n_loops = sum(record["class"].values()), record["n_loops"]
+    kinds = " and ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in record["class"].items() if n)
+    overflow = record["radius"] is None
+    radius = "the state overflows" if overflow else f"the spectral radius at the last state is {record['radius']:.4f}"
+    rate = "" if record["rate"] is None else f", the residual's own rate {record['rate']:.4f}"
+    return (
+        f"**{name}**: of {total} problems {kinds} within {n_loops} loops; {radius}{rate}. Stopped at a tolerance of "
+        f"{row['exit tolerance']:g} it uses {row['mean loops']:.1f} loops a character and solves {row['accuracy, %']:.1f} %."
     )
