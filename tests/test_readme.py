@@ -41,7 +41,7 @@ def test_pictures_and_linked_files_exist():
 
 
 def test_the_numbers_of_the_tour_are_the_recorded_ones():
-    recorded = read_json(ROOT / "runs" / "tour" / "result.json")
+    recorded = read_json(ROOT / "runs" / "recorded" / "tour" / "result.json")
     accuracy = {name: dict(zip(recorded["depths"], values, strict=True)) for name, values in recorded["accuracy"].items()}
     sentence = re.search(r"Trained at 4 loops.*?from 4 to 200\.", TEXT, re.S)[0]
     quoted = [float(number) for number in re.findall(r"([\d.]+) %", sentence)]

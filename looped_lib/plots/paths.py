@@ -24,7 +24,7 @@ def pca_trajectories(projections: Mapping[str, Projection]) -> go.Figure:
         len(projections),
         specs=[[{"type": kind}] * len(projections)],
         subplot_titles=list(projections),
-        horizontal_spacing=0.09,
+        horizontal_spacing=0.12,
     )
     for column, (name, projection) in enumerate(projections.items(), start=1):
         for i in range(projection.coordinates.shape[1]):
