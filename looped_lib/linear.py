@@ -4,6 +4,8 @@ On a CPU `F.linear` calls MKL in float32, and MKL does not use the AVX-512 units
 EPYC it reached 215 GFLOP/s where oneDNN reached 490. PyTorch gives a float32 product to oneDNN when it is written as a
 convolution, so many rows go through one whose kernel is a single point. It is the same sum in the same precision, in another
 order, with every derivative a convolution has: VJP, JVP, double backward, vmap.
+
+On one thread PyTorch gives such a convolution to oneDNN only if it has IMAGES or more images, so the rows are cut into as many.
 """
 
 import torch
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+IMAGES = 16
 FEW_ROWS = 128  # below, the call costs more than the product: measured for widths of 64 to 2048
 
 
@@ -24,6 +27,7 @@ class Linear(nn.Linear):
             and x.numel() >= FEW_ROWS * self.in_features
             and torch.backends.mkldnn.is_available()
             and not torch.is_autocast_enabled("cpu")
+            and (x.numel() % (IMAGES * self.in_features) == 0 or torch.get_num_threads() > 1)
         )
         return pointwise_convolution(x, self.weight, self.bias) if by_convolution else F.linear(x, self.weight, self.bias)
 
@@ -31,7 +35,8 @@ class Linear(nn.Linear):
 def pointwise_convolution(
     x: Float[Tensor, "*rows n_in"], weight: Float[Tensor, "n_out n_in"], bias: Float[Tensor, "n_out"] | None = None
 ) -> Float[Tensor, "*rows n_out"]:
-    """x W^T + b: the rows are the pixels of one channels-last image, so that nothing is copied."""
-    image = x.contiguous().view(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
-    y = F.conv2d(image, weight[:, :, None, None], bias)
+    """x W^T + b: the rows are the pixels of channels-last images, so that nothing is copied."""
+    n_in = x.shape[-1]
+    images = IMAGES if x.numel() % (IMAGES * n_in) == 0 else 1
+    y = F.conv2d(x.contiguous().view(images, -1, 1, n_in).permute(0, 3, 1, 2), weight[:, :, None, None], bias)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))

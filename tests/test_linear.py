@@ -9,7 +9,7 @@ from looped_lib.linear import FEW_ROWS, Linear, pointwise_convolution
 X, W, B = (torch.randn(*shape, dtype=torch.float64) for shape in ((3, 5, 4), (6, 4), (6,)))
 
 
-@pytest.mark.parametrize("shape", [(4,), (7, 4), (3, 5, 4), (2, 3, 5, 4)])
+@pytest.mark.parametrize("shape", [(4,), (7, 4), (3, 5, 4), (2, 8, 4), (2, 3, 16, 4)])
 @pytest.mark.parametrize("bias", [B, None])
 def test_equals_linear_for_any_leading_axes(shape, bias):
     x = torch.randn(*shape, dtype=torch.float64)
