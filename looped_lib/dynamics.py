@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from looped_lib.addition import Problems, alike
 from looped_lib.exits import exit_curve
 from looped_lib.fixed_points import KINDS, contraction_rate, fate
-from looped_lib.spectrum import eigenvalues, spectral_radius
+from looped_lib.spectrum import eigenvalues, exact_squared_fro, lanczos_norm, spectral_radius
 from looped_lib.trajectory import Trajectory
 
 TOLERANCES = (0.5, 0.3, 0.2, 0.1, 0.03, 0.01, 1e-3, 1e-4)
@@ -63,14 +63,31 @@ def dynamics_table(records: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 def spectra(model: nn.Module, path: Trajectory, loops: Sequence[int]) -> dict[int, Complex[Tensor, "seq d_model"]]:
     """All eigenvalues of J at the states of the first sequence of `path` after each of `loops`, in one batch."""
-    places = [path.loops.tolist().index(t) for t in loops]
-    values = eigenvalues(model.eval().step, path.states[places, 0])
-    return dict(zip(loops, values, strict=True))
+    return dict(zip(loops, eigenvalues(model.eval().step, _states(path, loops)), strict=True))
+
+
+def gains(model: nn.Module, path: Trajectory, loops: Sequence[int]) -> dict[str, list[float]]:
+    """What one loop does to a small difference, at the states of the first sequence of `path` after each of `loops`.
+
+    radius     rho(J): the factor per loop in the end, if J stayed as it is
+    sigma_max  the greatest factor in one loop, over all directions
+    rms        ||J||_F / sqrt(N): the root mean square factor, over all directions
+    """
+    h, step = _states(path, loops), model.eval().step
+    rms = (exact_squared_fro(step, h) / h[0].numel()).sqrt()
+    return {"radius": spectral_radius(step, h).tolist(), "sigma_max": lanczos_norm(step, h).tolist(), "rms": rms.tolist()}
 
 
 def spectrum_loops(max_depth: int) -> list[int]:
-    """The loop counts at which a trajectory's spectrum is worth its price: 1, 2, 4, ... and max_depth."""
+    """The loop counts at which a trajectory's spectrum is worth its price: 1, 2, 4, ... and max_depth (at least 1)."""
+    if max_depth < 1:
+        raise ValueError(f"max_depth must be at least 1 loop, got {max_depth}")
     return sorted({*(2**k for k in range(max_depth.bit_length())), max_depth})
+
+
+def _states(path: Trajectory, loops: Sequence[int]) -> Float[Tensor, "loop seq d_model"]:
+    """Those of the first sequence after each of `loops`: a batch."""
+    return path.states[[path.loops.tolist().index(t) for t in loops], 0]
 
 
 def _number(x: Float[Tensor, ""]) -> float | None:

@@ -32,6 +32,7 @@ from looped_lib.model import evaluating
 
 KINDS = ("converged", "cycle", "drift", "blow_up")
 BLOW_UP = 10.0
+MAX_PERIOD = 32
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,22 @@ def fate(
     ids: Int[Tensor, "batch seq"],
     n_loops: int = 10_000,
     tol: float = 1e-3,
-    max_period: int = 32,
+    max_period: int = MAX_PERIOD,
     progress: bool = False,
 ) -> Fate:
     """Run up to `n_loops` loops from embed(ids) and say what became of each sequence.
 
-    ValueError if max_period is below 2, or n_loops below 4 max_period: half the loops must hold two of the longest cycles.
+    ValueError as by `check_loops`.
     """
-    if max_period < 2 or n_loops < 4 * max_period:
-        raise ValueError(f"fate needs max_period >= 2 and n_loops >= 4 max_period, got {max_period} and {n_loops}")
+    check_loops(n_loops, max_period)
     with torch.no_grad(), evaluating(model), tqdm(total=n_loops, disable=not progress, unit="loop") as bar:
         return _follow(model, model.embed(ids), n_loops, tol, max_period, bar)
+
+
+def check_loops(n_loops: int, max_period: int = MAX_PERIOD) -> None:
+    """ValueError if `fate` could not judge after `n_loops` loops: half of them must hold two of the longest cycles."""
+    if max_period < 2 or n_loops < 4 * max_period:
+        raise ValueError(f"fate needs max_period >= 2 and n_loops >= 4 max_period, got {max_period} and {n_loops}")
 
 
 def contraction_rate(residual: Float[Tensor, "loop batch"], floor: float | None = None) -> Float[Tensor, "batch"]:

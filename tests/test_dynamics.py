@@ -12,7 +12,7 @@ from other_model import OtherModel
 from looped_lib import plots
 from looped_lib.addition import PAD, alike, generate_problems
 from looped_lib.config import ModelConfig
-from looped_lib.dynamics import TOLERANCES, dynamics, dynamics_table, spectra
+from looped_lib.dynamics import TOLERANCES, dynamics, dynamics_table, gains, spectra, spectrum_loops
 from looped_lib.exits import exit_curve
 from looped_lib.jacobian import dense_jacobian
 from looped_lib.model import LoopedTransformer
@@ -112,9 +112,22 @@ def test_the_cloud_has_a_frame_per_loop_and_the_unit_circle(paths):
     assert cloud.marker.color[0] == position
 
 
-def test_radius_exit_and_movement_draw_each_run(paths, records):
-    figure = plots.radius_by_loop({"a": [1, 2]}, {"a": [1.5, 0.5]})
-    assert figure.data[0].y == (1.5, 0.5) and figure.layout.shapes[0].y0 == 1
+def test_gains_are_those_of_the_dense_jacobian(paths):
+    loops = spectrum_loops(12)
+    assert loops == [1, 2, 4, 8, 12] and spectrum_loops(1) == [1] and spectrum_loops(64)[-2:] == [32, 64]
+    found = {name: gains(model, paths[name], loops) for name, model in (("settling", settling()), ("growing", growing()))}
+    j = dense_jacobian(settling().step, paths["settling"].states[8, 0])
+    assert found["settling"]["radius"][3] == pytest.approx(torch.linalg.eigvals(j).abs().max().item(), rel=1e-8)
+    assert found["settling"]["sigma_max"][3] == pytest.approx(torch.linalg.matrix_norm(j, 2).item(), rel=1e-7)
+    assert found["settling"]["rms"][3] == pytest.approx((j.square().sum() / len(j)).sqrt().item(), rel=1e-8)
+    figure = plots.gains_by_loop(loops, found)
+    assert len(figure.data) == 6 and list(figure.data[4].y) == found["growing"]["sigma_max"]
+    assert len({(t.line.color, t.line.dash) for t in figure.data}) == 6 and figure.layout.shapes[0].y0 == 1
+    with pytest.raises(ValueError, match="max_depth must be at least 1 loop, got 0"):
+        spectrum_loops(0)
+
+
+def test_exit_and_movement_draw_each_run(paths, records):
     exits = {name: tuple(r["exit"][k] for k in ("tolerance", "mean_loops", "accuracy")) for name, r in records.items()}
     figure = plots.exit_tradeoff(exits)
     assert [t.name for t in figure.data] == list(records)

@@ -11,18 +11,18 @@ from looped_lib.plots.curves import (
 from looped_lib.plots.heatmaps import heatmaps
 from looped_lib.plots.paths import pca_trajectories, shared_trajectories
 from looped_lib.plots.sentences import dynamics_sentences, tour_sentences
-from looped_lib.plots.spectra import eigenvalue_cloud, radius_by_loop
+from looped_lib.plots.spectra import eigenvalue_cloud, gains_by_loop
 
 __all__ = [
     "accuracy_by_depth",
     "dynamics_sentences",
     "eigenvalue_cloud",
     "exit_tradeoff",
+    "gains_by_loop",
     "heatmaps",
     "loss_by_step",
     "movement",
     "pca_trajectories",
-    "radius_by_loop",
     "residual_by_depth",
     "shared_trajectories",
     "state_norm_by_depth",

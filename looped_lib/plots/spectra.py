@@ -1,4 +1,4 @@
-"""Eigenvalues of one loop's Jacobian in the complex plane, and the spectral radius along a trajectory."""
+"""Eigenvalues of one loop's Jacobian in the complex plane, and what it does to a difference along a trajectory."""
 
 from collections.abc import Mapping, Sequence
 
@@ -43,14 +43,25 @@ def eigenvalue_cloud(spectra: Mapping[int, Complex[np.ndarray, "seq d_model"]], 
     )
 
 
-def radius_by_loop(loops: Mapping[str, Sequence[int]], radii: Mapping[str, Sequence[float]]) -> go.Figure:
-    """Spectral radius of J at the states of a trajectory against the loop count, one line per run; 1 is marked."""
-    plot = figure("Spectral radius along the trajectory", "loops t", "spectral radius of J at h_t")
-    for i, (name, values) in enumerate(radii.items()):
-        hover = "t = %{x}: radius %{y:.4f}"
-        plot.add_scatter(x=list(loops[name]), y=list(values), name=name, mode="lines+markers", line=line(i), hovertemplate=hover)
-    plot.add_hline(y=1, line_dash="dot", annotation_text="differences shrink below", annotation_position="bottom left")
-    return plot.update_xaxes(type="log", tickvals=[1, 2, 4, 8, 16, 32, 64, 100, 200, 500, 1000])
+def gains_by_loop(loops: Sequence[int], gains: Mapping[str, Mapping[str, Sequence[float]]]) -> go.Figure:
+    """Spectral radius, sigma_max and rms singular value of J along a trajectory, one colour per run, one dash per quantity.
+
+    `gains` as from `dynamics.gains`, by run. The line at 1: below it differences shrink.
+    """
+    plot = figure("What one loop does to a small difference", "loops t", "gain of J at h_t")
+    for i, (name, quantities) in enumerate(gains.items()):
+        for dash, (quantity, values) in zip(("solid", "dash", "dot"), quantities.items(), strict=True):
+            plot.add_scatter(
+                x=list(loops),
+                y=list(values),
+                name=f"{name}: {quantity}",
+                mode="lines+markers",
+                line={"color": line(i)["color"], "dash": dash},
+                hovertemplate="t = %{x}: %{y:.4f}",
+            )
+    plot.add_hline(y=1, line_color="#888", annotation_text="differences shrink below", annotation_position="bottom left")
+    plot.update_xaxes(type="log", tickvals=[1, 2, 4, 8, 16, 32, 64, 100, 200, 500, 1000])
+    return plot.update_yaxes(type="log", dtick="D2")
 
 
 def _cloud(values: np.ndarray, positions: np.ndarray) -> go.Scatter:
