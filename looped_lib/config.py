@@ -15,9 +15,10 @@ would be right; a missing one takes its default. `to_dict` and `from_dict` go th
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from looped_lib import samplers
+from looped_lib import checks, samplers
+from looped_lib.checks import ConfigError
 from looped_lib.samplers import FixedLoops, LoopSampler
 
 NormPlacement = Literal["pre_norm", "post_norm", "sandwich_branch", "sandwich_dual"]
@@ -25,10 +26,6 @@ NormType = Literal["LayerNorm", "RMSNorm", "SimpleNorm", "DeepNorm"]
 Quantity = Literal["squared_fro", "spectral_norm", "spectral_radius"]
 Product = Literal["vjp", "jvp", "finite_difference"]
 Precision = Literal["fp32", "tf32", "bf16"]
-
-
-class ConfigError(ValueError):
-    """A configuration value that cannot work; the message names the field and says what would be right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +60,11 @@ class ModelConfig:
     """Positions that have an embedding."""
 
     def __post_init__(self):
-        _choice(self, norm_placement=NormPlacement, norm_type=NormType)
-        _whole(self, 1, "d_model", "n_heads", "d_ff", "k_layers", "vocab_size", "max_len")
-        _whole(self, 0, "prelude_layers", "coda_layers")
-        _number(self, 0, 1, "dropout", open_end=True)
-        _number(self, 0, math.inf, "deepnorm_alpha", "init_std", open_start=True)
+        checks.choice(self, norm_placement=NormPlacement, norm_type=NormType)
+        checks.whole(self, 1, "d_model", "n_heads", "d_ff", "k_layers", "vocab_size", "max_len")
+        checks.whole(self, 0, "prelude_layers", "coda_layers")
+        checks.number(self, 0, 1, "dropout", open_end=True)
+        checks.number(self, 0, math.inf, "deepnorm_alpha", "init_std", open_start=True)
         if self.d_model % self.n_heads:
             raise ConfigError(f"ModelConfig.n_heads must divide d_model ({self.d_model}), got {self.n_heads}")
         if self.norm_type == "DeepNorm" and self.norm_placement != "post_norm":
@@ -108,13 +105,13 @@ class PenaltyConfig:
     """Estimate exactly as the public code does (see `regularizers.public_code_penalty`)."""
 
     def __post_init__(self):
-        _choice(self, quantity=Quantity, product=Product)
-        _number(self, 0, 1, "weight", open_end=True)
-        _number(self, 0, 1, "share", open_start=True)
-        _number(self, 0, math.inf, "l2_weight")
-        _whole(self, 1, "iterations")
-        _whole(self, 0, "onset")
-        _flag(self, "persistent", "public_code")
+        checks.choice(self, quantity=Quantity, product=Product)
+        checks.number(self, 0, 1, "weight", open_end=True)
+        checks.number(self, 0, 1, "share", open_start=True)
+        checks.number(self, 0, math.inf, "l2_weight")
+        checks.whole(self, 1, "iterations")
+        checks.whole(self, 0, "onset")
+        checks.flag(self, "persistent", "public_code")
         if self.persistent and self.quantity == "squared_fro":
             raise ConfigError("PenaltyConfig.persistent keeps power-iteration vectors; 'squared_fro' draws independent probes")
         if self.quantity == "squared_fro" and self.iterations != 1 and not self.public_code:
@@ -143,9 +140,9 @@ class CarryConfig:
     """First training step with carried rows. Too early, and the task is never learned."""
 
     def __post_init__(self):
-        _number(self, 0, 0.5, "share")
-        _whole(self, 1, "max_loops")
-        _whole(self, 0, "onset")
+        checks.number(self, 0, 0.5, "share")
+        checks.whole(self, 1, "max_loops")
+        checks.whole(self, 0, "onset")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +163,8 @@ class DataConfig:
     """Seed of the generated problems."""
 
     def __post_init__(self):
-        _whole(self, 1, "digits", "n_train", "n_test")
-        _whole(self, 0, "seed")
+        checks.whole(self, 1, "digits", "n_train", "n_test")
+        checks.whole(self, 0, "seed")
         if bool(self.train_file) != bool(self.test_file):
             raise ConfigError("DataConfig.train_file and test_file go together: give both, or neither to generate the problems")
 
@@ -206,13 +203,13 @@ class TrainingConfig:
     """Steps between checkpoints; 0 writes only the last."""
 
     def __post_init__(self):
-        _choice(self, precision=Precision)
-        _whole(self, 1, "steps", "batch_size", "accumulation", "log_every")
-        _whole(self, 0, "warmup_steps", "checkpoint_every")
-        _number(self, 0, math.inf, "lr", open_start=True)
-        _number(self, 0, math.inf, "weight_decay", "grad_clip")
-        _number(self, 0, 1, "lr_end")
-        _flag(self, "per_sequence_loops", "compile")
+        checks.choice(self, precision=Precision)
+        checks.whole(self, 1, "steps", "batch_size", "accumulation", "log_every")
+        checks.whole(self, 0, "warmup_steps", "checkpoint_every")
+        checks.number(self, 0, math.inf, "lr", open_start=True)
+        checks.number(self, 0, math.inf, "weight_decay", "grad_clip")
+        checks.number(self, 0, 1, "lr_end")
+        checks.flag(self, "per_sequence_loops", "compile")
         if self.batch_size % self.accumulation:
             raise ConfigError(f"TrainingConfig.accumulation must divide batch_size ({self.batch_size}), got {self.accumulation}")
         if len(self.betas) != 2 or not all(isinstance(b, float) and 0 <= b < 1 for b in self.betas):
@@ -239,7 +236,7 @@ class ExperimentConfig:
     """Initial weights, batches, loop counts, dropout and probe vectors all follow from it."""
 
     def __post_init__(self):
-        _whole(self, 0, "seed")
+        checks.whole(self, 0, "seed")
         if self.carry.share and self.training.per_sequence_loops:
             raise ConfigError("CarryConfig.share needs one loop count per batch: set TrainingConfig.per_sequence_loops to False")
 
@@ -279,36 +276,3 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
         return cls(**values)
     except ValueError as e:
         raise ConfigError(f"{prefix}{e}") from None
-
-
-def _fail(config: Any, name: str, right: str) -> None:
-    raise ConfigError(f"{type(config).__name__}.{name} must be {right}, got {getattr(config, name)!r}")
-
-
-def _choice(config: Any, **choices: Any) -> None:
-    for name, literal in choices.items():
-        if getattr(config, name) not in get_args(literal):
-            _fail(config, name, "one of " + ", ".join(map(repr, get_args(literal))))
-
-
-def _whole(config: Any, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            _fail(config, name, f"a whole number of at least {least}")
-
-
-def _number(config: Any, low: float, high: float, *names: str, open_start: bool = False, open_end: bool = False) -> None:
-    for name in names:
-        value = getattr(config, name)
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        fits = fits and (low < value if open_start else low <= value) and (value < high if open_end else value <= high)
-        if not fits:
-            interval = f"{'(' if open_start else '['}{low}, {high}{')' if open_end or high == math.inf else ']'}"
-            _fail(config, name, f"a number in {interval}")
-
-
-def _flag(config: Any, *names: str) -> None:
-    for name in names:
-        if not isinstance(getattr(config, name), bool):
-            _fail(config, name, "True or False")

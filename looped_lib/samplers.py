@@ -22,6 +22,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import special, stats
 
+from looped_lib import checks
+
 _STREAM = 0x100  # keeps loop counts independent of every other stream derived from the same seed
 
 
@@ -62,7 +64,7 @@ class FixedLoops(LoopSampler):
     n: int = 4
 
     def __post_init__(self):
-        _check_bounds("FixedLoops", n=(self.n, self.n))
+        checks.whole(self, 1, "n")
 
     @property
     def support(self) -> np.ndarray:
@@ -78,7 +80,9 @@ class _Clipped(LoopSampler):
     high: int = 100
 
     def __post_init__(self):
-        _check_bounds(type(self).__name__, low_high=(self.low, self.high))
+        checks.whole(self, 1, "low", "high")
+        if self.high < self.low:
+            checks.fail(self, "high", f"at least low ({self.low})")
 
     @property
     def support(self) -> np.ndarray:
@@ -102,9 +106,8 @@ class LogNormalLoops(_Clipped):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_positive("LogNormalLoops", sigma=self.sigma)
-        if not _is_number(self.mu):
-            raise ValueError(f"LogNormalLoops: mu must be a number, got {self.mu!r}")
+        checks.number(self, 0, math.inf, "sigma", open_start=True)
+        checks.number(self, -math.inf, math.inf, "mu", open_start=True)
 
     def _cdf(self, t: np.ndarray) -> np.ndarray:
         return stats.norm.cdf((np.log(t + 0.5) - self.mu) / self.sigma)
@@ -118,7 +121,7 @@ class PoissonLoops(_Clipped):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_positive("PoissonLoops", rate=self.rate)
+        checks.number(self, 0, math.inf, "rate", open_start=True)
 
     def _cdf(self, t: np.ndarray) -> np.ndarray:
         return special.pdtr(t, self.rate)
@@ -144,7 +147,7 @@ class LogNormalPoissonLoops(_Clipped):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_positive("LogNormalPoissonLoops", mean_rate=self.mean_rate, sigma=self.sigma)
+        checks.number(self, 0, math.inf, "mean_rate", "sigma", open_start=True)
 
     def _cdf(self, t: np.ndarray) -> np.ndarray:
         # E_z[pdtr(t - 1, rate(z))] by the trapezoid rule, spectrally accurate for a Gaussian weight that vanishes at the ends
@@ -159,21 +162,3 @@ class LogNormalPoissonLoops(_Clipped):
 def _cumulative(sampler: LoopSampler) -> Float[np.ndarray, "loop"]:
     """P(T <= t) over the support. Kept, because Huginn's mixture takes longer to integrate than a training step may wait."""
     return np.cumsum(sampler.pmf())
-
-
-def _check_bounds(name: str, **bounds: tuple[int, int]) -> None:
-    for field, (low, high) in bounds.items():
-        if not (type(low) is int and type(high) is int and 1 <= low <= high):
-            raise ValueError(
-                f"{name}: {field.replace('_', ', ')} must be whole loop counts with 1 <= low <= high, got {low}, {high}"
-            )
-
-
-def _check_positive(name: str, **values: float) -> None:
-    for field, value in values.items():
-        if not (_is_number(value) and value > 0):
-            raise ValueError(f"{name}: {field} must be a positive number, got {value!r}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

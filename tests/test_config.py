@@ -74,7 +74,7 @@ def test_choices_are_listed(cls, name, value):
         ({"model": {"width": 8}}, "run.json: ModelConfig has no field width"),
         ({"model": {"d_model": 10, "n_heads": 3}}, r"run.json: ModelConfig.n_heads must divide d_model \(10\), got 3"),
         ({"loops": {"kind": "Fixed"}}, "run.json: loops.kind must be one of FixedLoops, LogNormalLoops"),
-        ({"loops": {"kind": "FixedLoops", "n": 0}}, "run.json: FixedLoops: n"),
+        ({"loops": {"kind": "FixedLoops", "n": 0}}, "run.json: FixedLoops.n"),
         ({"loops": 4}, "run.json: LoopSampler must be a table"),
         ({"training": {"betas": [0.9]}}, "run.json: TrainingConfig.betas must be two numbers"),
         ({"training": {"batch_size": 10, "accumulation": 3}}, "accumulation must divide batch_size"),

@@ -154,7 +154,8 @@ def test_round_trip_through_json(sampler):
 @pytest.mark.parametrize("sampler", SAMPLERS[1:], ids=str)
 @pytest.mark.parametrize("bounds", [(0, 5), (6, 5), (1, 2.5), (True, 5), (-3, -1), ("1", 5), (None, 5)])
 def test_bad_bounds(sampler, bounds):
-    with pytest.raises(ValueError, match=f"{type(sampler).__name__}: low, high must be whole loop counts"):
+    right = r"(a whole number of at least 1|at least low)"
+    with pytest.raises(ValueError, match=rf"{type(sampler).__name__}\.(low|high) must be {right}"):
         replace(sampler, low=bounds[0], high=bounds[1])
 
 
@@ -169,13 +170,13 @@ def test_bad_bounds(sampler, bounds):
     ],
 )
 def test_bad_parameters(sampler, name, bad):
-    with pytest.raises(ValueError, match=f"{sampler.__name__}: {name} must be a positive number"):
+    with pytest.raises(ValueError, match=rf"{sampler.__name__}\.{name} must be a number in \(0, inf\)"):
         sampler(**{name: bad})
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), "2", None])
 def test_bad_mu(bad):
-    with pytest.raises(ValueError, match="LogNormalLoops: mu must be a number"):
+    with pytest.raises(ValueError, match=r"LogNormalLoops\.mu must be a number in \(-inf, inf\)"):
         LogNormalLoops(mu=bad)
 
 
@@ -186,5 +187,5 @@ def test_bad_tables():
         from_dict(LoopSampler, {"n": 4})
     with pytest.raises(ConfigError, match="PoissonLoops has no field n; it has low, high, rate"):
         from_dict(LoopSampler, {"kind": "PoissonLoops", "n": 4})
-    with pytest.raises(ConfigError, match="FixedLoops: n must be"):
+    with pytest.raises(ConfigError, match="FixedLoops.n must be a whole number of at least 1, got 0"):
         from_dict(LoopSampler, {"kind": "FixedLoops", "n": 0})
