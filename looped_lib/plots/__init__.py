@@ -12,8 +12,10 @@ from looped_lib.plots.heatmaps import heatmaps
 from looped_lib.plots.paths import pca_trajectories, shared_trajectories
 from looped_lib.plots.sentences import dynamics_sentences, tour_sentences
 from looped_lib.plots.spectra import eigenvalue_cloud, gains_by_loop
+from looped_lib.plots.walk import Walk, walk_figure, walk_slider
 
 __all__ = [
+    "Walk",
     "accuracy_by_depth",
     "dynamics_sentences",
     "eigenvalue_cloud",
@@ -27,4 +29,6 @@ __all__ = [
     "shared_trajectories",
     "state_norm_by_depth",
     "tour_sentences",
+    "walk_figure",
+    "walk_slider",
 ]
