@@ -169,13 +169,18 @@ class Explorer(VBox):
         self.token = Dropdown(options=[("whole state", None)], description="state of", layout=wide, style=label)
         self.loops = IntText(max_loops, description="loops", continuous_update=False, layout=Layout(width="160px"), style=label)
         self.components = ToggleButtons(options=[("2-D", 2), ("3-D", 3)], style={"button_width": "60px"})
+        self.components.layout.flex = "none"
         self.depths = IntRangeSlider(min=0, max=1, description="shown", continuous_update=False, layout=wide, style=label)
         self.play = Play(interval=200, description="play over loops")
         self.loop = IntSlider(min=0, max=1, description="after loops", layout=Layout(width="560px"), style=label)
         self.message = HTML(layout=Layout(min_height="24px"))
         jslink((self.play, "value"), (self.loop, "value"))
-        rows = [[self.run, self.held_out, self.problem], [self.token, self.loops, self.depths, self.components]]
-        super().__init__([*map(HBox, rows), HBox([self.play, self.loop]), self.message])
+        rows = [
+            [self.run, self.held_out, self.problem],
+            [self.token, self.loops, self.depths, self.components],
+            [self.play, self.loop],
+        ]
+        super().__init__([*(HBox(row, layout=Layout(flex_flow="row wrap")) for row in rows), self.message])
         for control in (self.run, self.problem, self.token, self.loops, self.depths, self.components):
             control.observe(self._redraw, "value")
         self.held_out.observe(self._choose, "value")
@@ -231,6 +236,8 @@ class Explorer(VBox):
         self.walk = walk
         if self.figure is None:
             self.figure = go.FigureWidget(walk_figure(walk, self.loop.value))
+            # As wide as the notebook, also when that changes; FigureWidget has no public way to say so.
+            self.figure._config = self.figure._config | {"responsive": True}
             self.children = (*self.children, self.figure)
         else:
             redraw(self.figure, walk, self.loop.value)

@@ -70,6 +70,7 @@ def walk_figure(walk: Walk, loop: int) -> go.Figure:
     figure.update_annotations(font_size=14)
     figure.add_shape(type="line", xref="x2", yref="paper", y0=0, y1=1, line={"color": _NOW, "width": 1, "dash": "dot"})
     small = {f"{n}axis": {"title": {"font": {"size": 12}}, "tickfont": {"size": 11}, "nticks": 5} for n in _AXES}
+    camera = {"eye": {"x": 1.6, "y": 1.6, "z": 0.9}, "center": {"z": -0.15}}
     domain = {"x": figure.layout.xaxis.domain, "y": figure.layout.yaxis.domain}
     figure.update_layout(
         template=TEMPLATE,
@@ -82,7 +83,7 @@ def walk_figure(walk: Walk, loop: int) -> go.Figure:
         xaxis3={"title": {"text": "loops"}, "matches": "x2"},
         yaxis2={"title": {"text": "||Δh|| / ||h||"}, "type": "log", "exponentformat": "power", "minorloglabels": "complete"},
         yaxis3={"title": {"text": "exact match, %"}, "range": [-5, 105]},
-        scene=small | {"camera": {"eye": {"x": 1.5, "y": 1.5, "z": 0.9}}, "aspectmode": "cube", "domain": domain},
+        scene=small | {"camera": camera, "aspectmode": "cube", "domain": domain},
     )
     redraw(figure, walk, loop)
     return figure
