@@ -98,7 +98,7 @@ class PenaltyConfig:
     share: float = 0.25
     """Share of the batch the penalty is estimated on; 1 uses every sequence."""
     onset: int = 2000
-    """First training step with the penalty (the paper: after warm-up)."""
+    """First training step with either penalty (the paper: after warm-up)."""
     l2_weight: float = 0.0
     """Weight of the L2 penalty on the last loop's change (the paper's baseline)."""
     public_code: bool = False

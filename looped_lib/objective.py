@@ -21,7 +21,7 @@ class Terms(NamedTuple):
     jacobian: Float[Tensor, ""]
     """R at h_T (see `regularizers`), 0 before its onset."""
     l2: Float[Tensor, ""]
-    """S at h_T, 0 unless it has a weight."""
+    """S at h_T, 0 before its onset."""
     last: Float[Tensor, "batch seq d_model"]
     """h_T, detached."""
     right: Bool[Tensor, "batch"]
@@ -67,8 +67,8 @@ class Objective(nn.Module):
         logits = self.model.readout(h)
         ce = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")
         penalty = self.config.penalty
-        active = penalty.weight > 0 and training_step >= penalty.onset
-        jacobian = self.jacobian(self.model, h, training_step, stream) if active else ce.new_zeros(())
-        l2 = l2_penalty(h, before) if penalty.l2_weight > 0 else ce.new_zeros(())
+        on, none = training_step >= penalty.onset, ce.new_zeros(())
+        jacobian = self.jacobian(self.model, h, training_step, stream) if on and penalty.weight > 0 else none
+        l2 = l2_penalty(h, before) if on and penalty.l2_weight > 0 else none
         right = ((logits.argmax(-1) == labels) | (labels == IGNORE)).all(dim=1)
         return Terms(ce, jacobian, l2, h.detach(), right)

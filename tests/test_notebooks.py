@@ -20,12 +20,15 @@ RUNS = {
     "03_jacobian_regularization": {
         f"{v}-seed0" for v in ("random", "squared_fro", "spectral_norm", "spectral_radius", "public_code", "squared_fro_carry")
     },
+    "04_trajectory_pca": {"fixed", "stars"},
 }
+PARAMETERS = {"04_trajectory_pca": {"certify_loops": 200}}
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_runs_in_the_smoke_preset(notebook, tmp_path):
-    executed = execute(notebook, tmp_path, {"preset": "smoke", "max_depth": 12, "out": str(tmp_path)})
+    parameters = {"preset": "smoke", "max_depth": 12, "out": str(tmp_path), **PARAMETERS.get(notebook.stem, {})}
+    executed = execute(notebook, tmp_path, parameters)
     result = read_json(tmp_path / "result.json")
     assert result["depths"] == list(range(13))
     assert set(result["accuracy"]) == set(result["seconds"]) == RUNS[notebook.stem]
@@ -37,6 +40,23 @@ def test_runs_in_the_smoke_preset(notebook, tmp_path):
     export_html(executed, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "Plotly.newPlot" in page and "cdn.plot.ly/plotly" not in page.split("Plotly.newPlot")[-1]
+
+
+    if notebook.stem == "04_trajectory_pca":
+        check_dynamics(result)
+
+
+def check_dynamics(result):
+    """Radius, rate, class and exit trade-off of each run, and the gains along its trajectory."""
+    assert set(result["runs"]) == set(result["gains"]) == set(result["accuracy"])
+    for name, run in result["runs"].items():
+        assert sum(run["class"].values()) == 8 and run["n_loops"] <= 200
+        assert 0 < run["radius"] <= run["radius_max"] and run["rate"] > 0
+        loops, accuracy = run["exit"]["mean_loops"], run["exit"]["accuracy"]
+        assert loops == sorted(loops) and 1 <= loops[0] and loops[-1] <= 12 and all(0 <= a <= 1 for a in accuracy)
+        gains = result["gains"][name]
+        assert result["loops"] == [1, 2, 4, 8, 12] and all(len(values) == 5 for values in gains.values())
+        assert all(r <= s * (1 + 1e-6) for r, s in zip(gains["radius"], gains["sigma_max"], strict=True))
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
