@@ -9,7 +9,7 @@ tour: $(VENV)/.installed  ## train three small models, measure them at 0 to 200 
 	$(RUN) -m looped_lib.notebooks notebooks/00_tour.ipynb runs/tour
 
 test: $(VENV)/.test-installed  ## lint and test
-	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	$(RUN) -m pytest
 
 lab: $(VENV)/.installed  ## JupyterLab, reachable from this machine only

@@ -7,7 +7,6 @@
 """
 
 import html
-import sys
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,13 +18,13 @@ from jaxtyping import Float, Int
 from threadpoolctl import ThreadpoolController
 from torch import nn
 
-from looped_lib.addition import CHARACTERS, Problems, encode, from_texts, generate_problems, load_jsonl
-from looped_lib.config import DataConfig, ExperimentConfig, from_dict
+from looped_lib.addition import CHARACTERS, Problems, encode, from_texts
+from looped_lib.config import DataConfig
 from looped_lib.files import read_json
 from looped_lib.pca import project
 from looped_lib.plots.walk import Walk, move, redraw, walk_figure
-from looped_lib.runs import find_root
-from looped_lib.training import load_model
+from looped_lib.runs import find_root, read_config
+from looped_lib.training import load_held_out, load_model
 from looped_lib.trajectory import Trajectory, logit_lens, trajectory
 
 MAX_BYTES = 2**28  # of states: the explorer holds a few trajectories, and PCA copies the one it looks at
@@ -51,9 +50,13 @@ class Run:
 
 
 def find_runs(root: str | Path | None = None) -> dict[str, Path]:
-    """Run folders under `root` (default: runs/ of the project) by name: their path under it, `study/run`."""
+    """Run folders under `root` (default: runs/ of the project) by name: their path under it, `study/run`.
+
+    Those with a checkpoint come first: records of runs on other machines have none.
+    """
     root = (find_root() / "runs" if root is None else Path(root)).resolve()
-    folders = sorted(path.parent for path in root.rglob("config.json"))
+    folders = [path.parent for path in root.rglob("config.json")]
+    folders.sort(key=lambda folder: (not any(folder.glob("checkpoints/step_*")), folder))
     return {folder.name if folder == root else folder.relative_to(root).as_posix(): folder for folder in folders}
 
 
@@ -62,7 +65,7 @@ def open_run(folder: Path, name: str) -> Run:
 
     FileNotFoundError without a checkpoint, CheckpointError if it is damaged, ValueError if a JSON file is cut short.
     """
-    config = from_dict(ExperimentConfig, read_json(folder / "config.json"), str(folder / "config.json"))
+    config = read_config(folder)
     model = load_model(folder)
     path = folder / "result.json"
     measured = {}
@@ -203,7 +206,7 @@ class Explorer(VBox):
             return
         try:
             run = self._walks.run(self.run.value, self.run.label)
-            loops = min(self.loops.value, sys.maxsize - 1)
+            loops = self.loops.value
             between = self.depths.value if loops == self.depths.max else None
             problem = self.problem.value or "".join(run.held_out[:1])
             walk = self._walks.walk(run, problem, loops, between, self.token.value, self.components.value)
@@ -249,10 +252,7 @@ class Explorer(VBox):
 def _held_out(config: DataConfig) -> tuple[str, ...]:
     """The first held-out problems, without their answers; none if the run's data files are not on this machine."""
     try:
-        if config.test_file:
-            problems = load_jsonl(config.test_file, limit=_OFFERED)
-        else:
-            problems = generate_problems(config.digits, min(_OFFERED, config.n_test), config.seed, skip=config.n_train)
+        problems = load_held_out(config, _OFFERED)
     except (OSError, ValueError):
         return ()
     return tuple(text[: text.index("=") + 1] for text in problems.texts())

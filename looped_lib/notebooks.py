@@ -34,7 +34,13 @@ def execute(notebook: str | Path, out: str | Path, parameters: dict[str, Any]) -
     out.mkdir(parents=True, exist_ok=True)
     executed = out / "notebook.ipynb"
     papermill.execute_notebook(
-        str(notebook), str(executed), parameters, kernel_name="python3", cwd=str(notebook.parent), progress_bar=True
+        str(notebook),
+        str(executed),
+        parameters,
+        kernel_name="python3",
+        cwd=str(notebook.parent),
+        progress_bar=True,
+        store_widget_state=False,  # megabytes, for widgets that do nothing without their kernel
     )
     return executed
 

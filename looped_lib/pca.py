@@ -41,6 +41,9 @@ def project_jointly(paths: Mapping[str, Trajectory], components: int = 2, token:
     every = np.concatenate(list(points.values()))
     if len(every) <= components:
         raise ValueError(f"{components} components need more than {components} states, got {len(every)}: take more loops")
+    if not np.ptp(every, axis=0).any():  # at rest from the start: one point, and nothing to explain
+        still = {n: np.zeros((*paths[n].states.shape[:2], components)) for n in points}
+        return {n: Projection(x, np.zeros(components), paths[n].loops.numpy()) for n, x in still.items()}
     # ARPACK: exact like the full decomposition, and three times as fast on a hundred states of ten thousand entries. It cannot
     # give all components there are, and needs a fixed start to repeat itself.
     solver = "arpack" if components < min(every.shape) else "full"

@@ -42,9 +42,16 @@ _DROPOUT, _CARRY = 0x300, 0x400  # one stream of random numbers each, from the s
 def load_problems(config: DataConfig) -> tuple[Problems, Problems]:
     """(training, held-out) problems: from the two files, or generated so that they share none."""
     if config.train_file:
-        return load_jsonl(config.train_file), load_jsonl(config.test_file, limit=config.n_test)
-    train = generate_problems(config.digits, config.n_train, config.seed)
-    return train, generate_problems(config.digits, config.n_test, config.seed, skip=config.n_train)
+        return load_jsonl(config.train_file), load_held_out(config)
+    return generate_problems(config.digits, config.n_train, config.seed), load_held_out(config)
+
+
+def load_held_out(config: DataConfig, limit: int | None = None) -> Problems:
+    """The held-out problems alone, at most `limit` of them: the training problems are neither read nor generated."""
+    n = config.n_test if limit is None else min(limit, config.n_test)
+    if config.test_file:
+        return load_jsonl(config.test_file, limit=n)
+    return generate_problems(config.digits, n, config.seed, skip=config.n_train)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

@@ -14,6 +14,7 @@ With h the state of one token,
 """
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -116,7 +117,7 @@ def trajectory(
     Memory: one state [batch, seq, d_model] for each loop count kept; ValueError, before any loop, if that is more than
     `max_bytes`, or if the deepest loop count is below 1.
     """
-    kept = range(loops + 1) if isinstance(loops, int) else sorted(set(loops))
+    kept = range(min(loops + 1, sys.maxsize)) if isinstance(loops, int) else sorted(set(loops))
     if not kept or kept[-1] < 1 or kept[0] < 0:
         raise ValueError(f"a trajectory needs loop counts of at least 0, the deepest at least 1, got {loops}")
     with torch.no_grad(), evaluating(model):

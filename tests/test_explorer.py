@@ -181,7 +181,7 @@ MISTAKES = {
     "unknown field": (lambda e, run: (run / "config.json").write_text('{"sead": 1}'), "has no field sead"),
     "half a checkpoint": (lambda e, run: cut(checkpoint(run) / "model.safetensors"), "model.safetensors is damaged"),
     "no weights": (lambda e, run: (checkpoint(run) / "model.safetensors").unlink(), "model.safetensors cannot be read"),
-    "no folder": (lambda e, run: shutil.rmtree(run), "No such file or directory"),
+    "no folder": (lambda e, run: shutil.rmtree(run), "config.json is missing: .* is not the folder of a run"),
     "letters": (lambda e, run: setattr(e.problem, "value", "12a+3="), "character 'a' at 2 is not one of"),
     "other digits": (lambda e, run: setattr(e.problem, "value", "١+2"), "is not one of"),
     "no sum": (lambda e, run: setattr(e.problem, "value", "1+2+3="), "write two whole numbers and a plus, such as 1234\\+5678="),

@@ -41,7 +41,6 @@ def test_runs_in_the_smoke_preset(notebook, tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert "Plotly.newPlot" in page and "cdn.plot.ly/plotly" not in page.split("Plotly.newPlot")[-1]
 
-
     if notebook.stem == "04_trajectory_pca":
         check_dynamics(result)
 

@@ -60,6 +60,13 @@ def test_it_repeats_itself():
     assert np.array_equal(project(path()).coordinates, project(path()).coordinates)
 
 
+def test_states_that_never_move_are_one_point():
+    still = path()
+    still.states[:] = still.states[0, 0]
+    projection = project(still)
+    assert not projection.coordinates.any() and not projection.explained.any()
+
+
 def test_what_cannot_be_projected_is_refused():
     with pytest.raises(ValueError, match="different sizes cannot share axes"):
         project_jointly({"a": path(), "b": path(d_model=8)})

@@ -72,7 +72,7 @@ def test_pca_panels_carry_the_explained_variance(components):
             assert panel[f"{axis}axis"].title.text.endswith(f"({100 * share:.0f} % of variance)")
     for k, axis in enumerate("xyz"[:components]):
         assert list(figure.data[1][axis]) == pytest.approx(projection.coordinates[:, 1, k].tolist())
-    assert figure.data[0].marker.symbol[0] == "circle-open" and figure.data[0].marker.symbol[-1] == "x"
+    assert figure.data[0].marker.symbol[0] == "circle-open" and figure.data[0].marker.symbol[-1] == "diamond"
 
 
 def test_the_tours_sentences_are_worded_from_the_numbers():

@@ -92,6 +92,8 @@ def test_what_cannot_be_recorded_is_refused_before_any_loop(model, monkeypatch):
             trajectory(model, IDS, loops)
     with pytest.raises(ValueError, match=r"1000001 states of 2 x 3 x 16 float64 need 0.8 GB, more than the 0.1 GB allowed"):
         trajectory(model, IDS, 1_000_000, max_bytes=10**8)
+    with pytest.raises(ValueError, match="more than the 4.3 GB allowed"):
+        trajectory(model, IDS, 10**30)
 
 
 def test_files_come_back_whole(model, tmp_path):

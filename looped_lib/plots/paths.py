@@ -9,13 +9,13 @@ from plotly.subplots import make_subplots
 from looped_lib.pca import Projection
 from looped_lib.plots.style import PALETTE, TEMPLATE
 
-_TITLE = "Trajectories of the state (circle: h_0, cross: last loop)"
+_TITLE = "Trajectories of the state (○ h_0, ◆ last loop)"
 
 
 def pca_trajectories(projections: Mapping[str, Projection]) -> go.Figure:
     """One panel per run: the path of each sequence through its run's first two or three principal components.
 
-    A circle marks h_0, a cross the last loop. The models have different state spaces: axes are not comparable between panels.
+    A circle marks h_0, a diamond the last loop. The models have different state spaces: axes are not comparable between panels.
     """
     solid = _solid(projections)
     kind = "scene" if solid else "xy"
@@ -65,7 +65,7 @@ def _path(projection: Projection, i: int, name: str, color: str) -> BaseTraceTyp
         name=name,
         mode="lines+markers",
         line={"width": 1, "color": color},
-        marker={"symbol": ["circle-open", *["circle"] * marks, "x"], "size": [10, *[4] * marks, 10]},
+        marker={"symbol": ["circle-open", *["circle"] * marks, "diamond"], "size": [10, *[4] * marks, 10]},
         customdata=projection.loops,
         hovertemplate="loop %{customdata}: (" + ", ".join(f"%{{{n}:.2f}}" for n in names) + ")",
     )
