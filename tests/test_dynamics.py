@@ -149,7 +149,7 @@ def test_runs_share_axes_in_one_figure(paths, components):
 def test_heatmaps_show_every_token_after_every_loop(paths):
     path, labels = paths["settling"], list(alike(PROBLEMS, 3).texts()[1][:-1])
     lens = logit_lens(settling(), path)
-    figure = plots.heatmaps(path, lens, labels, problem=1)
+    figure = plots.heatmaps(path, lens, labels, "settling", problem=1)
     norm, start, change, entropy = (np.array(t.customdata, dtype=float) for t in figure.data)
     assert norm == pytest.approx(path.norm[:, 1].T.numpy(), rel=1e-5)
     assert start == pytest.approx(path.from_start[:, 1].T.numpy(), rel=1e-5)
@@ -157,10 +157,10 @@ def test_heatmaps_show_every_token_after_every_loop(paths):
     assert np.array(figure.data[2].z)[3, 4] == pytest.approx(math.log10(change[3, 4]), rel=1e-5)
     assert list(figure.layout.yaxis.ticktext) == ["␣" if c == " " else c for c in labels]
     with pytest.raises(ValueError, match="a label for each of the"):
-        plots.heatmaps(path, lens, labels[:-1])
+        plots.heatmaps(path, lens, labels[:-1], "settling")
 
 
 def test_a_heatmap_of_states_that_stand_still_can_be_drawn(paths):
     path = paths["settling"]
     still = replace(path, residual=torch.zeros_like(path.residual))
-    assert plots.heatmaps(still, logit_lens(settling(), path), ["x"] * path.ids.shape[1]).data
+    assert plots.heatmaps(still, logit_lens(settling(), path), ["x"] * path.ids.shape[1], "still").data

@@ -20,8 +20,8 @@ _PANELS = (  # title, unit, whether on a log scale
 )
 
 
-def heatmaps(path: Trajectory, lens: LogitLens, labels: Sequence[str], problem: int = 0) -> go.Figure:
-    """Norm, change from the start, change between loops and entropy of every token of one problem after every loop.
+def heatmaps(path: Trajectory, lens: LogitLens, labels: Sequence[str], run: str, problem: int = 0) -> go.Figure:
+    """Norm, change from the start, change between loops and entropy of every token of one problem of a run after every loop.
 
     `labels` are the texts of the tokens, one per position. ValueError if there are more or fewer.
     """
@@ -36,7 +36,7 @@ def heatmaps(path: Trajectory, lens: LogitLens, labels: Sequence[str], problem: 
     shown = ["␣" if token == " " else token for token in labels]
     plot.update_yaxes(tickvals=list(range(len(labels))), ticktext=shown, autorange="reversed").update_yaxes(title="token", col=1)
     plot.update_xaxes(title="loops t")
-    return plot.update_layout(template=TEMPLATE, height=760, title=f"Every token after every loop: {''.join(labels)}")
+    return plot.update_layout(template=TEMPLATE, height=760, title=f"{run}: every token of {''.join(labels)} after every loop")
 
 
 def _panel(table: Float[Tensor, "loop seq"], loops: list[int], title: str, log: bool, place: tuple[int, int]) -> go.Heatmap:

@@ -37,7 +37,6 @@ def eigenvalue_cloud(spectra: Mapping[int, Complex[np.ndarray, "seq d_model"]], 
     return plot.update_layout(
         title=titles[first],
         height=620,
-        width=860,
         showlegend=False,
         sliders=[{"steps": steps, "currentvalue": {"prefix": "after loop "}, "pad": {"t": 40}}],
     )
@@ -59,7 +58,9 @@ def gains_by_loop(loops: Sequence[int], gains: Mapping[str, Mapping[str, Sequenc
                 line={"color": line(i)["color"], "dash": dash},
                 hovertemplate="t = %{x}: %{y:.4f}",
             )
-    plot.add_hline(y=1, line_color="#888", annotation_text="differences shrink below", annotation_position="bottom left")
+    plot.add_hline(y=1, line_color="#888")
+    below = {"text": "below: differences shrink", "showarrow": False, "xanchor": "left", "yanchor": "top"}
+    plot.add_annotation(below, x=0, xref="paper", y=0)  # on a log axis plotly takes an annotation's place as log10
     plot.update_xaxes(type="log", tickvals=[1, 2, 4, 8, 16, 32, 64, 100, 200, 500, 1000])
     return plot.update_yaxes(type="log", dtick="D2")
 
