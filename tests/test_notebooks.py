@@ -20,7 +20,7 @@ RUNS = {
     "03_jacobian_regularization": {
         f"{v}-seed0" for v in ("random", "squared_fro", "spectral_norm", "spectral_radius", "public_code", "squared_fro_carry")
     },
-    "04_trajectory_pca": {"fixed", "stars"},
+    "04_trajectory_pca": {"fixed", "random", "stars"},
 }
 PARAMETERS = {"04_trajectory_pca": {"certify_loops": 200}}
 
