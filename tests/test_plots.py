@@ -46,6 +46,13 @@ def test_many_runs_are_told_apart():
     assert len({(t.line.color, t.line.dash) for t in figure.data}) == 20
 
 
+def test_a_run_has_one_colour_in_every_figure():
+    metrics = pd.DataFrame({"study": "s", "run": ["a", "b"], "step": 1, "ce": [2.0, 3.0]})
+    figures = plots.loss_by_step(metrics), plots.accuracy_by_depth([1], {"b": [0.5], "a": [0.5]})
+    colours = [{t.name: t.line.color for t in figure.data} for figure in figures]
+    assert colours[0] == colours[1] and len(set(colours[0].values())) == 2
+
+
 def test_curves_by_run():
     metrics = pd.DataFrame({"study": "s", "run": ["a", "a", "b"], "step": [1, 2, 1], "ce": [2.0, 1.0, 3.0]})
     figure = plots.loss_by_step(metrics)

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from looped_lib.plots.style import TEMPLATE, figure, line
+from looped_lib.plots.style import TEMPLATE, figure, lines
 from looped_lib.trajectory import Trajectory
 
 
@@ -16,10 +16,11 @@ def accuracy_by_depth(
 ) -> go.Figure:
     """Exact match (0 to 1) against loop count, one line per run; `trained` marks the depth of fixed-depth training."""
     plot = figure("Accuracy against loop count", "loops T", "exact match, % of held-out problems")
-    for i, (name, values) in enumerate(accuracy.items()):
+    line = lines(accuracy)
+    for name, values in accuracy.items():
         points = [(d, 100 * a) for d, a in zip(depths, values, strict=True) if d > 0 or not log]
         x, y = [d for d, _ in points], [a for _, a in points]
-        plot.add_scatter(x=x, y=y, name=name, mode="lines", line=line(i), hovertemplate="T = %{x}: %{y:.1f} %")
+        plot.add_scatter(x=x, y=y, name=name, mode="lines", line=line[name], hovertemplate="T = %{x}: %{y:.1f} %")
     plot.update_yaxes(range=[-2, 102])
     if log:
         plot.update_xaxes(type="log", tickvals=[1, 2, 4, 8, 16, 32, 64, 100, 200, 500, 1000])
@@ -34,8 +35,9 @@ def accuracy_by_depth(
 def loss_by_step(metrics: pd.DataFrame) -> go.Figure:
     """Cross-entropy per answer token against training step, one line per run; `metrics` as from `runs.load_metrics`."""
     plot = figure("Training", "optimiser step", "cross-entropy per answer token, nats")
-    for i, (name, run) in enumerate(_by_run(metrics)):
-        plot.add_scatter(x=run.step, y=run.ce, name=name, mode="lines", line=line(i), hovertemplate="step %{x}: %{y:.4f}")
+    line = lines(name for name, _ in _by_run(metrics))
+    for name, run in _by_run(metrics):
+        plot.add_scatter(x=run.step, y=run.ce, name=name, mode="lines", line=line[name], hovertemplate="step %{x}: %{y:.4f}")
     return plot.update_yaxes(type="log")
 
 
@@ -52,13 +54,13 @@ def residual_by_depth(runs: pd.DataFrame) -> go.Figure:
 def exit_tradeoff(curves: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]]) -> go.Figure:
     """Accuracy (0 to 1) against mean loops used, one line per run: (tolerances, mean loops, accuracy), a point per tolerance."""
     plot = figure("Stopping at rest", "mean loops a character", "exact match, % of held-out problems")
-    for i, (name, (tolerances, loops, accuracy)) in enumerate(curves.items()):
+    for name, (tolerances, loops, accuracy) in curves.items():
         plot.add_scatter(
             x=list(loops),
             y=[100 * a for a in accuracy],
             name=name,
             mode="lines+markers",
-            line=line(i),
+            line=lines(curves)[name],
             customdata=list(tolerances),
             hovertemplate="tolerance %{customdata:.0e}: %{x:.1f} loops, %{y:.1f} %",
         )
@@ -73,7 +75,7 @@ def movement(paths: Mapping[str, Trajectory]) -> go.Figure:
     """
     titles = ["norm (dotted: before the loop's norm)", "change from the start", "change in one loop", "cosine to the last state"]
     plot = make_subplots(2, 2, subplot_titles=titles, vertical_spacing=0.2)
-    for i, (name, path) in enumerate(paths.items()):
+    for name, path in paths.items():
         tables = [("solid", path.norm, 0), ("dot", path.before_norm, 0), ("solid", path.from_start, 1)]
         tables += [("solid", path.residual, 2), ("solid", path.cosine_to_final, 3)]
         for dash, table, panel in tables:
@@ -84,7 +86,7 @@ def movement(paths: Mapping[str, Trajectory]) -> go.Figure:
                 legendgroup=name,
                 showlegend=panel == 1,
                 mode="lines",
-                line={"color": line(i)["color"], "dash": dash},
+                line={"color": lines(paths)[name]["color"], "dash": dash},
                 hovertemplate="t = %{x}: %{y:.3g}",
                 row=panel // 2 + 1,
                 col=panel % 2 + 1,
@@ -97,8 +99,9 @@ def movement(paths: Mapping[str, Trajectory]) -> go.Figure:
 
 def _by_depth(runs: pd.DataFrame, column: str, title: str, axis: str) -> go.Figure:
     plot = figure(title, "loops T", axis)
-    for i, (name, run) in enumerate(_by_run(runs)):
-        plot.add_scatter(x=run.depth, y=run[column], name=name, mode="lines", line=line(i), hovertemplate="T = %{x}: %{y:.3g}")
+    line = lines(name for name, _ in _by_run(runs))
+    for name, run in _by_run(runs):
+        plot.add_scatter(x=run.depth, y=run[column], name=name, mode="lines", line=line[name], hovertemplate="T = %{x}: %{y:.3g}")
     return plot.update_yaxes(type="log", exponentformat="power")
 
 

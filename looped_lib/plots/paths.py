@@ -7,7 +7,7 @@ from plotly.basedatatypes import BaseTraceType
 from plotly.subplots import make_subplots
 
 from looped_lib.pca import Projection
-from looped_lib.plots.style import PALETTE, TEMPLATE
+from looped_lib.plots.style import PALETTE, TEMPLATE, lines
 
 _TITLE = "Trajectories of the state (○ h_0, ◆ last loop)"
 
@@ -41,9 +41,11 @@ def pca_trajectories(projections: Mapping[str, Projection]) -> go.Figure:
 def shared_trajectories(projections: Mapping[str, Projection]) -> go.Figure:
     """All runs on the axes that they share (see `pca.project_jointly`): one colour per run, one path per sequence."""
     figure = go.Figure()
-    for color, (name, projection) in zip(PALETTE, projections.items(), strict=False):
+    for name, projection in projections.items():
         for i in range(projection.coordinates.shape[1]):
-            figure.add_trace(_path(projection, i, name, color).update(legendgroup=name, showlegend=i == 0))
+            figure.add_trace(
+                _path(projection, i, name, lines(projections)[name]["color"]).update(legendgroup=name, showlegend=i == 0)
+            )
     axes = axis_titles(next(iter(projections.values())))
     figure.update_layout(scene=axes) if _solid(projections) else figure.update_layout(axes)
     return figure.update_layout(template=TEMPLATE, height=460, title=_TITLE)

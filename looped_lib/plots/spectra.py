@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Complex
 
-from looped_lib.plots.style import figure, line
+from looped_lib.plots.style import figure, lines
 
 _SHOWN = 600  # eigenvalues drawn per loop: the largest; those near zero fall on one another
 
@@ -48,14 +48,14 @@ def gains_by_loop(loops: Sequence[int], gains: Mapping[str, Mapping[str, Sequenc
     `gains` as from `dynamics.gains`, by run. The line at 1: below it differences shrink.
     """
     plot = figure("What one loop does to a small difference", "loops t", "gain of J at h_t")
-    for i, (name, quantities) in enumerate(gains.items()):
+    for name, quantities in gains.items():
         for dash, (quantity, values) in zip(("solid", "dash", "dot"), quantities.items(), strict=True):
             plot.add_scatter(
                 x=list(loops),
                 y=list(values),
                 name=f"{name}: {quantity}",
                 mode="lines+markers",
-                line={"color": line(i)["color"], "dash": dash},
+                line={"color": lines(gains)[name]["color"], "dash": dash},
                 hovertemplate="t = %{x}: %{y:.4f}",
             )
     plot.add_hline(y=1, line_color="#888")

@@ -1,5 +1,7 @@
 """What all figures share: one template, one colour-blind-safe palette (Okabe and Ito 2008)."""
 
+from collections.abc import Iterable
+
 import plotly.graph_objects as go
 
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442"]
@@ -19,9 +21,13 @@ TEMPLATE = go.layout.Template(
 )
 
 
-def line(i: int) -> dict[str, str]:
-    """Colour and dash of line number i; the dash tells apart what shares a colour."""
-    return {"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i // len(PALETTE) % len(DASHES)]}
+def lines(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Colour and dash of each run's line, by alphabetical order: the same in all figures of the same runs, in whatever order they
+    are drawn. The dash tells apart what shares a colour."""
+    return {
+        name: {"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i // len(PALETTE) % len(DASHES)]}
+        for i, name in enumerate(sorted(names))
+    }
 
 
 def figure(title: str, x: str, y: str) -> go.Figure:
