@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from looped_lib.cache import Slot
 from looped_lib.config import ModelConfig
+from looped_lib.dropout import Dropout
 from looped_lib.linear import Linear
 from looped_lib.norms import MakeNorm, make_norm
 
@@ -57,7 +58,7 @@ class MLP(nn.Module):
         super().__init__()
         self.up = Linear(config.d_model, config.d_ff)
         self.out = Linear(config.d_ff, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Stream) -> Stream:
         return self.dropout(self.out(F.gelu(self.up(x))))

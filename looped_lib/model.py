@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from looped_lib.blocks import Block, DeepNormResidual, Stream
 from looped_lib.cache import Cache, Slot
 from looped_lib.config import ModelConfig
+from looped_lib.dropout import Dropout
 from looped_lib.norms import make_norm
 
 Ids = Int[Tensor, "batch seq"]
@@ -34,7 +35,7 @@ class LoopedTransformer(nn.Module):
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.position_embedding = nn.Embedding(config.max_len, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.prelude = nn.ModuleList(Block(config) for _ in range(config.prelude_layers))
         self.layers = nn.ModuleList(Block(config) for _ in range(config.k_layers))
         self.coda = nn.ModuleList(Block(config) for _ in range(config.coda_layers))

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import install_import_hook
 
 TENSOR_CODE = (
-    "model blocks linear cache jacobian regularizers carry objective batches training prefixes depth addition "
+    "model blocks dropout linear cache jacobian regularizers carry objective batches training prefixes depth addition "
     "trajectory pca spectrum fixed_points anderson exits"
 )
 install_import_hook([f"looped_lib.{name}" for name in TENSOR_CODE.split()], "typecheck.check")
