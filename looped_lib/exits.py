@@ -104,8 +104,11 @@ def generate(
 
     Keys and values are cached for every loop made so far. A token that needs more loops than any before it takes the earlier
     positions along, from where they stopped: token for token this is what looping the whole text anew would give.
-    ValueError for a model with a coda, which would need those positions' coda at every tau.
+    ValueError with new_tokens or max_loops below 1, and for a model with a coda, which would need those positions' coda at
+    every tau.
     """
+    if new_tokens < 1 or max_loops < 1:
+        raise ValueError(f"generate needs at least 1 new token and 1 loop, got {new_tokens} and {max_loops}")
     if model.config.coda_layers:
         raise ValueError("generation with exit caches the loops only: this model's coda would need every position again")
     decoder = _Decoder(model, ids.shape[1] + new_tokens, tolerance, max_loops, anderson)

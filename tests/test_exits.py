@@ -180,5 +180,8 @@ def test_bad_input_is_refused(problems):
             exit_curve(model, problems, tolerances)
     with pytest.raises(ValueError, match="at least 1 loop, got 24 and 0"):
         exit_curve(model, problems, [0.1], max_loops=0)
+    for new_tokens, max_loops in ((0, 5), (2, 0)):
+        with pytest.raises(ValueError, match=f"1 new token and 1 loop, got {new_tokens} and {max_loops}"):
+            generate(model, PROMPTS, new_tokens, 0.1, max_loops)
     with pytest.raises(ValueError, match="coda"):
         generate(model, PROMPTS, 2, 0.1)
