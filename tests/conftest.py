@@ -3,6 +3,8 @@
 And the annotations of the tensor code, shapes included, are checked at every call. (Configs check their own values.)
 """
 
+import os
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -13,6 +15,7 @@ TENSOR_CODE = (
 )
 install_import_hook([f"looped_lib.{name}" for name in TENSOR_CODE.split()], "typecheck.check")
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # in kernels and commands too: two threads on small tensors mostly wait for each other
 
 
 @pytest.fixture(autouse=True)
