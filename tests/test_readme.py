@@ -50,6 +50,18 @@ def test_the_numbers_of_the_tour_are_the_recorded_ones():
     assert quoted == pytest.approx(there, abs=0.5)
 
 
+def test_the_numbers_of_the_dynamics_are_the_recorded_ones():
+    runs = read_json(ROOT / "runs" / "recorded" / "trajectory_pca" / "result.json")["runs"]
+    kinds = {name: {kind for kind, n in run["class"].items() if n} for name, run in runs.items()}
+    assert kinds == {"fixed": {"drift"}, "random": {"converged"}, "stars": {"converged"}}
+    assert runs["random"]["exit"]["accuracy"][-1] < 0.05  # at rest
+    quoted = re.search(r"spectral radius ([\d.]+), and stopped early it needs ([\d.]+) loops", TEXT)
+    assert float(quoted[1]) == pytest.approx(runs["stars"]["radius"], abs=0.005)
+    exits = runs["stars"]["exit"]
+    free = [loops for loops, a in zip(exits["mean_loops"], exits["accuracy"], strict=True) if a == 1]
+    assert float(quoted[2]) == pytest.approx(min(free), abs=0.05)
+
+
 def test_make_targets_exist():
     targets = set(re.findall(r"`?make (\w+)", TEXT))
     assert {"tour", "test", "lab", "bench"} <= targets
