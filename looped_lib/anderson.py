@@ -16,10 +16,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
-Stream = Float[Tensor, "batch seq d_model"]
+from looped_lib.jacobian import Stream
+
 _RIDGE = 1e-8  # relative to the trace of the normal equations: keeps alpha bounded where the past moves are parallel
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from looped_lib.addition import Problems, alike
 from looped_lib.exits import exit_curve
 from looped_lib.fixed_points import KINDS, contraction_rate, fate
-from looped_lib.spectrum import eigenvalues, exact_squared_fro, lanczos_norm, spectral_radius
+from looped_lib.spectrum import eigenvalues, exact_radius, exact_squared_fro, lanczos_norm
 from looped_lib.trajectory import Trajectory
 
 TOLERANCES = (0.5, 0.3, 0.2, 0.1, 0.03, 0.01, 1e-3, 1e-4)
@@ -31,7 +31,7 @@ def dynamics(
     """
     found = fate(model, alike(problems, n_problems).inputs, n_loops, progress=progress)
     finite = found.state.isfinite().flatten(1).all(1)
-    radius = spectral_radius(model.step, found.state[finite]) if finite.any() else torch.tensor([torch.nan])
+    radius = exact_radius(model.step, found.state[finite]) if finite.any() else torch.tensor([torch.nan])
     curve = exit_curve(model, problems, TOLERANCES, max_depth, progress=progress)
     return {
         "class": {kind: Counter(found.kind)[kind] for kind in KINDS},
@@ -75,7 +75,7 @@ def gains(model: nn.Module, path: Trajectory, loops: Sequence[int]) -> dict[str,
     """
     h, step = _states(path, loops), model.eval().step
     rms = (exact_squared_fro(step, h) / h[0].numel()).sqrt()
-    return {"radius": spectral_radius(step, h).tolist(), "sigma_max": lanczos_norm(step, h).tolist(), "rms": rms.tolist()}
+    return {"radius": exact_radius(step, h).tolist(), "sigma_max": lanczos_norm(step, h).tolist(), "rms": rms.tolist()}
 
 
 def spectrum_loops(max_depth: int) -> list[int]:

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from looped_lib.addition import Problems, equal_lengths
 from looped_lib.anderson import Iterate, advance
 from looped_lib.cache import Cache, Slot
+from looped_lib.lengths import token_norm
 from looped_lib.model import LoopedTransformer, evaluating
 
 NEAR = 0.03  # mixing from 0.1 on was slower than the plain loop, from 0.01 on no faster than from here
@@ -182,6 +183,5 @@ class _Decoder:
 
 
 def _residual(image: Tensor, x: Tensor) -> Float[Tensor, "batch seq"]:
-    """||Phi(x) - x|| / ||x|| of every position, in at least float32."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return torch.linalg.vector_norm(image - x, dim=-1, dtype=dtype) / torch.linalg.vector_norm(x, dim=-1, dtype=dtype)
+    """||Phi(x) - x|| / ||x|| of every position."""
+    return token_norm(image - x) / token_norm(x)

@@ -28,6 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from looped_lib.lengths import row_norm
 from looped_lib.model import evaluating
 
 KINDS = ("converged", "cycle", "drift", "blow_up")
@@ -107,7 +108,7 @@ def _follow(model: nn.Module, h: Tensor, n_loops: int, tol: float, max_period: i
 
     def advance(h: Tensor) -> Tensor:
         new = model.step(h)
-        residuals.append(_norm(new - h) / _norm(h))
+        residuals.append(row_norm(new - h) / row_norm(h))
         bar.update()
         return new
 
@@ -130,10 +131,10 @@ def _follow(model: nn.Module, h: Tensor, n_loops: int, tol: float, max_period: i
     for left in range(max(repeat, 2 * max_period) if over else n_loops - len(residuals), 0, -1):
         recent.appendleft(h)
         h = advance(h)
-        strayed = torch.maximum(strayed, _norm(h - anchor) / _norm(anchor))
+        strayed = torch.maximum(strayed, row_norm(h - anchor) / row_norm(anchor))
         if left <= max_period:
-            far = torch.maximum(far, _norm(h - torch.stack(tuple(recent))) / _norm(h))
-    growth = _norm(h) / _norm(anchor)
+            far = torch.maximum(far, row_norm(h - torch.stack(tuple(recent))) / row_norm(h))
+    growth = row_norm(h) / row_norm(anchor)
     kind, period = _kinds(h.isfinite().flatten(1).all(1), growth, strayed, far, tol, repeat)
     return Fate(kind, period, repeat > 0, torch.stack(residuals), strayed, growth, h)
 
@@ -150,8 +151,3 @@ def _kinds(
     period = torch.where(blown, 0, torch.where(still, 1, found))
     kind = torch.where(blown, 3, torch.where(still, 0, torch.where(cycling, 1, 2)))
     return [KINDS[i] for i in kind.tolist()], period
-
-
-def _norm(h: Float[Tensor, "*more batch seq d_model"]) -> Float[Tensor, "*more batch"]:
-    """Norm of a whole state, in at least float32."""
-    return torch.linalg.vector_norm(h, dim=(-2, -1), dtype=torch.promote_types(h.dtype, torch.float32))

@@ -31,6 +31,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from looped_lib.lengths import row_norm
+
 Stream = Float[Tensor, "batch seq d_model"]
 PerRow = Float[Tensor, "batch"]
 Step = Callable[[Stream], Stream]
@@ -137,11 +139,6 @@ def random_signs(like: Stream, generator: torch.Generator | None = None) -> Stre
 def random_normal(like: Stream, generator: torch.Generator | None = None) -> Stream:
     """Independent standard normal entries: as a start of a power iteration it has a share in every eigenvector."""
     return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-
-
-def row_norm(v: Stream) -> PerRow:
-    """Euclidean norm of each row's N entries, in at least float32. Its gradient at exactly 0 is 0."""
-    return torch.linalg.vector_norm(v, dim=(1, 2), dtype=torch.promote_types(v.dtype, torch.float32))
 
 
 def dense_jacobian(step: Step, h_row: Float[Tensor, "seq d_model"]) -> Float[Tensor, "entry_out entry_in"]:

@@ -8,7 +8,7 @@ So d_model forward-mode products, each on all positions of all rows together, gi
 columns, and the eigenvalues of a matrix of seq * d_model become those of seq matrices of d_model.
 
     eigenvalues         every eigenvalue of J, per position: exact
-    spectral_radius     rho = max |eigenvalue|: exact for blocks up to DENSE wide, by Arnoldi's method on each block beyond
+    exact_radius        rho = max |eigenvalue|: exact for blocks up to DENSE wide, by Arnoldi's method on each block beyond
     arnoldi_radius      rho without forming the blocks: Arnoldi's method on products alone, for wide models
     lanczos_norm        sigma_max, by Lanczos bidiagonalisation on products with J and J^T
     exact_squared_fro   ||J||_F^2 from all N columns of J
@@ -16,6 +16,8 @@ columns, and the eigenvalues of a matrix of seq * d_model become those of seq ma
 All are constants (no gradient), per row, in the precision of h; float64 states give float64 accuracy. `jacobian` holds the
 cheap estimators of the same quantities that a penalty can differentiate.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -39,16 +41,12 @@ def same_position_blocks(step: Step, h: Stream) -> Float[Tensor, "batch seq d_mo
     the blocks are checked at the last position, which sees all others, against one ordinary product.
     """
     h = h.detach()
-    d = h.shape[-1]
 
-    def column(e: Tensor) -> Tensor:
+    def column(e: Float[Tensor, "d_model"]) -> Stream:
         with _OwnPositionOnly():
             return jvp(step, h, e.expand_as(h))
 
-    at_once = max(1, _BYTES_AT_ONCE // (8 * h.numel() * h.element_size()))  # Phi keeps several tensors wider than h
-    with torch.no_grad():
-        columns = torch.func.vmap(column, chunk_size=at_once)(torch.eye(d, dtype=h.dtype, device=h.device))
-    blocks = columns.permute(1, 2, 3, 0)
+    blocks = _over_basis(column, h.shape[-1], h).permute(1, 2, 3, 0)
     _check_last_position(step, h, blocks)
     return blocks
 
@@ -58,20 +56,20 @@ def eigenvalues(step: Step, h: Stream) -> Complex[Tensor, "batch seq d_model"]:
     return torch.linalg.eigvals(same_position_blocks(step, h))
 
 
-def spectral_radius(step: Step, h: Stream, tol: float = 1e-10) -> PerRow:
+def exact_radius(step: Step, h: Stream, tol: float = 1e-10) -> PerRow:
     """rho of each row, from the blocks: all eigenvalues up to width DENSE, Arnoldi's method to relative `tol` beyond."""
     blocks = same_position_blocks(step, h)
     if h.shape[-1] <= DENSE:
         return torch.linalg.eigvals(blocks).abs().amax((1, 2))
     flat = blocks.flatten(0, 1).cpu().numpy()
-    radii = [_leading(LinearOperator(b.shape, matvec=b.__matmul__, dtype=b.dtype), b.__array__, tol) for b in flat]
-    return h.new_tensor(radii).view(h.shape[:2]).amax(1)
+    return h.new_tensor([_block_radius(block, tol) for block in flat]).view(h.shape[:2]).amax(1)
 
 
 def arnoldi_radius(step: Step, h: Stream, tol: float = 1e-8) -> PerRow:
     """rho of each row to relative `tol`, from products alone: memory of a few dozen states, whatever the width.
 
     Arnoldi's method (ARPACK) on the block-diagonal part of J, which has J's eigenvalues and is less far from normal.
+    scipy's ArpackNoConvergence if 10 N restarts are not enough.
     """
     with torch.no_grad():
         return torch.stack([_arnoldi_row(step, row[None], tol) for row in h.detach()])
@@ -86,25 +84,30 @@ def lanczos_norm(step: Step, h: Stream, tol: float = 1e-8) -> PerRow:
 def exact_squared_fro(step: Step, h: Stream) -> PerRow:
     """||J||_F^2 of each row, from all N = seq * d_model columns of J."""
     h = h.detach()
-    n = h[0].numel()
 
-    def column(e: Tensor) -> Tensor:
+    def column(e: Float[Tensor, "entry"]) -> PerRow:
         return jvp(step, h, e.view(1, *h.shape[1:]).expand_as(h)).square().sum((1, 2))
 
-    at_once = max(1, _BYTES_AT_ONCE // (8 * h.numel() * h.element_size()))
+    return _over_basis(column, h[0].numel(), h).sum(0)
+
+
+def _over_basis(f: Callable[[Tensor], Tensor], n: int, h: Stream) -> Tensor:
+    """f of each of the n unit vectors, stacked: as many at once as memory allows."""
+    at_once = max(1, _BYTES_AT_ONCE // (8 * h.numel() * h.element_size()))  # Phi keeps several tensors wider than h
     with torch.no_grad():
-        return torch.func.vmap(column, chunk_size=at_once)(torch.eye(n, dtype=h.dtype, device=h.device)).sum(0)
+        return torch.func.vmap(f, chunk_size=at_once)(torch.eye(n, dtype=h.dtype, device=h.device))
 
 
 def _arnoldi_row(step: Step, row: Stream, tol: float) -> Float[Tensor, ""]:
+    n = row.numel()
+    if n < _FEW:
+        return torch.linalg.eigvals(dense_jacobian(step, row[0])).abs().max()
+
     def product(v: np.ndarray) -> np.ndarray:
         with _OwnPositionOnly():
             return _numpy(jvp(step, row, _like(v, row)))
 
-    dtype = _numpy(row).dtype
-    operator = LinearOperator((row.numel(), row.numel()), matvec=product, dtype=dtype)
-    radius = _leading(operator, lambda: _numpy_matrix(dense_jacobian(step, row[0])), tol)
-    return row.new_tensor(radius)
+    return row.new_tensor(_leading(LinearOperator((n, n), matvec=product, dtype=_numpy(row).dtype), tol))
 
 
 def _lanczos_row(step: Step, row: Stream, tol: float) -> Float[Tensor, ""]:
@@ -121,16 +124,18 @@ def _lanczos_row(step: Step, row: Stream, tol: float) -> Float[Tensor, ""]:
     return row.new_tensor(svds(operator, k=1, tol=tol, v0=_start(n), return_singular_vectors=False)[0])
 
 
-def _leading(operator: LinearOperator, dense, tol: float) -> float:
-    """Largest |eigenvalue|. Where ARPACK cannot work (few entries) or does not converge, all eigenvalues of `dense()`."""
+def _block_radius(block: Float[np.ndarray, "d_model d_model"], tol: float) -> float:
+    """Largest |eigenvalue| of one block; where Arnoldi's method does not converge, from all of them."""
+    try:
+        return _leading(LinearOperator(block.shape, matvec=block.__matmul__, dtype=block.dtype), tol)
+    except ArpackNoConvergence:
+        return float(np.abs(np.linalg.eigvals(block)).max())
+
+
+def _leading(operator: LinearOperator, tol: float) -> float:
+    """Largest |eigenvalue|. Several are asked for: a complex pair, or two of nearly equal size, then cannot be missed."""
     n = operator.shape[0]
-    if n >= _FEW:
-        try:
-            # several eigenvalues asked for: a leading complex pair, or two of nearly equal size, then cannot be missed
-            return float(np.abs(eigs(operator, k=4, ncv=min(n, 48), tol=tol, v0=_start(n), return_eigenvectors=False)).max())
-        except ArpackNoConvergence:
-            pass
-    return float(np.abs(np.linalg.eigvals(dense())).max())
+    return float(np.abs(eigs(operator, k=4, ncv=min(n, 48), tol=tol, v0=_start(n), return_eigenvectors=False)).max())
 
 
 def _start(n: int) -> np.ndarray:
@@ -193,7 +198,3 @@ def _like(v: np.ndarray, row: Stream) -> Stream:
 
 def _numpy(h: Tensor) -> np.ndarray:
     return h.flatten().float().cpu().numpy() if h.dtype in (torch.float16, torch.bfloat16) else h.flatten().cpu().numpy()
-
-
-def _numpy_matrix(a: Tensor) -> np.ndarray:
-    return a.cpu().numpy()

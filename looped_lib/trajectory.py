@@ -27,6 +27,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from looped_lib.files import replacing
+from looped_lib.lengths import token_norm
 from looped_lib.model import evaluating
 
 MAX_BYTES = 4 * 2**30
@@ -53,7 +54,7 @@ class Trajectory:
     @property
     def norm(self) -> Float[Tensor, "loop batch seq"]:
         """||h_t||."""
-        return _norm(self.states)
+        return token_norm(self.states)
 
     @property
     def cosine_to_final(self) -> Float[Tensor, "loop batch seq"]:
@@ -139,9 +140,9 @@ def trajectory(
                 u, h = _step(model, h)
             if t == kept[place]:
                 states[place] = h
-                scalars[1, place] = _norm(h - first) / _norm(first)
+                scalars[1, place] = token_norm(h - first) / token_norm(first)
                 if t:
-                    scalars[0, place], scalars[2, place] = _norm(h - before) / _norm(before), _norm(u)
+                    scalars[0, place], scalars[2, place] = token_norm(h - before) / token_norm(before), token_norm(u)
                 place += 1
     residual, from_start, before_norm = scalars.to(device)
     return Trajectory(ids.to(device), torch.tensor(list(kept)), states, residual, from_start, before_norm)
@@ -170,7 +171,3 @@ def _step(model: nn.Module, h: Tensor) -> tuple[Tensor, Tensor]:
         return h, h
     u = model.before_norm(h)
     return u, model.loop_norm(u)
-
-
-def _norm(x: Float[Tensor, "*more d_model"]) -> Float[Tensor, "*more"]:
-    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))

@@ -122,7 +122,7 @@ def test_products_and_their_flops():
 
 def test_both_spectra_have_one_radius(monkeypatch):
     assert spectrum.measure(TINY, seq=4)["spectrum_vs_dense"][0] > 0
-    monkeypatch.setattr(spectrum, "spectral_radius", lambda step, h: torch.ones(1))
+    monkeypatch.setattr(spectrum, "exact_radius", lambda step, h: torch.ones(1))
     with pytest.raises(RuntimeError, match="radii disagree: 1.0 from the blocks"):
         spectrum.measure(TINY, seq=4)
 

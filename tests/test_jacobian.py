@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from styles import STYLES
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -24,13 +25,6 @@ from looped_lib.model import LoopedTransformer
 PRODUCTS = [vjp, jvp, finite_difference]
 SEQ, D = 2, 3
 N = SEQ * D
-STYLES = [
-    ("pre_norm", "LayerNorm"),
-    ("post_norm", "RMSNorm"),
-    ("sandwich_branch", "SimpleNorm"),
-    ("sandwich_dual", "LayerNorm"),
-    ("post_norm", "DeepNorm"),
-]
 
 
 def linear(matrices: torch.Tensor):

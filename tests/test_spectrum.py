@@ -8,6 +8,8 @@ import scipy.linalg
 import torch
 from other_model import OtherModel
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse.linalg import ArpackNoConvergence
+from styles import STYLES
 
 from looped_lib import spectrum
 from looped_lib.config import ModelConfig
@@ -16,19 +18,12 @@ from looped_lib.model import LoopedTransformer
 from looped_lib.spectrum import (
     arnoldi_radius,
     eigenvalues,
+    exact_radius,
     exact_squared_fro,
     lanczos_norm,
     same_position_blocks,
-    spectral_radius,
 )
 
-STYLES = [
-    ("pre_norm", "LayerNorm"),
-    ("post_norm", "RMSNorm"),
-    ("sandwich_branch", "SimpleNorm"),
-    ("sandwich_dual", "LayerNorm"),
-    ("post_norm", "DeepNorm"),
-]
 IDS = torch.tensor([[1, 2, 10, 3, 4, 11], [5, 6, 10, 7, 8, 11]])
 
 
@@ -72,7 +67,7 @@ def test_radius_is_that_of_the_dense_jacobian(style, k_layers):
     model = model_of(style, k_layers)
     h = after_loops(model)
     expected = torch.linalg.eigvals(dense(model, h)).abs().amax(-1)
-    torch.testing.assert_close(spectral_radius(model.step, h), expected, rtol=1e-8, atol=0)
+    torch.testing.assert_close(exact_radius(model.step, h), expected, rtol=1e-8, atol=0)
     torch.testing.assert_close(arnoldi_radius(model.step, h, tol=1e-10), expected, rtol=1e-8, atol=0)
 
 
@@ -97,10 +92,26 @@ def test_every_eigenvalue_within_its_conditioning(style, k_layers):
 def test_wide_blocks_go_through_arnoldi_to_the_same_radius(monkeypatch):
     model = transformer(d_model=96)
     h = after_loops(model)
-    by_all = spectral_radius(model.step, h)
+    by_all = exact_radius(model.step, h)
     monkeypatch.setattr(spectrum, "DENSE", 32)
     monkeypatch.setattr(torch.linalg, "eigvals", lambda *args: pytest.fail("all eigenvalues"))
-    torch.testing.assert_close(spectral_radius(model.step, h), by_all, rtol=1e-8, atol=0)
+    torch.testing.assert_close(exact_radius(model.step, h), by_all, rtol=1e-8, atol=0)
+
+
+def test_a_block_on_which_arnoldi_fails_is_solved_whole_but_no_jacobian_is_written_out(monkeypatch):
+    model = transformer(d_model=96)
+    h = after_loops(model)
+    expected = exact_radius(model.step, h)
+
+    def fails(*args, **kwargs):
+        raise ArpackNoConvergence("stopped", [], [])
+
+    monkeypatch.setattr(spectrum, "eigs", fails)
+    monkeypatch.setattr(spectrum, "DENSE", 32)
+    monkeypatch.setattr(spectrum, "dense_jacobian", lambda *args: pytest.fail("wrote J out"))
+    torch.testing.assert_close(exact_radius(model.step, h), expected, rtol=1e-10, atol=0)
+    with pytest.raises(ArpackNoConvergence):
+        arnoldi_radius(model.step, h)
 
 
 def rotation_step(scale: float, angle: float, d: int = 80):
@@ -118,7 +129,7 @@ def test_a_leading_complex_pair_of_a_non_normal_map():
     step, matrix = rotation_step(0.9, 1.3)
     h = torch.randn(1, 2, 80, dtype=torch.float64)
     assert torch.linalg.matrix_norm(matrix, 2) > 1.2
-    assert spectral_radius(step, h).item() == pytest.approx(0.9, rel=1e-8)
+    assert exact_radius(step, h).item() == pytest.approx(0.9, rel=1e-8)
     assert arnoldi_radius(step, h, tol=1e-10).item() == pytest.approx(0.9, rel=1e-8)
     assert lanczos_norm(step, h).item() == pytest.approx(torch.linalg.matrix_norm(matrix, 2).item(), rel=1e-7)
 
@@ -135,7 +146,7 @@ def test_norms_are_those_of_the_dense_jacobian(style):
 def test_rho_and_sigma_and_frobenius_are_in_order():
     model = transformer()
     h = after_loops(model)
-    rho, sigma, fro = spectral_radius(model.step, h), lanczos_norm(model.step, h), exact_squared_fro(model.step, h).sqrt()
+    rho, sigma, fro = exact_radius(model.step, h), lanczos_norm(model.step, h), exact_squared_fro(model.step, h).sqrt()
     assert (rho < sigma).all() and (sigma < fro).all()
 
 
@@ -178,5 +189,5 @@ def test_dropout_is_refused():
 def test_nothing_here_keeps_a_graph():
     model = transformer()
     h = after_loops(model).requires_grad_()
-    for f in (same_position_blocks, eigenvalues, spectral_radius, arnoldi_radius, lanczos_norm, exact_squared_fro):
+    for f in (same_position_blocks, eigenvalues, exact_radius, arnoldi_radius, lanczos_norm, exact_squared_fro):
         assert not f(model.step, h).requires_grad, f.__name__

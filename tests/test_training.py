@@ -66,7 +66,6 @@ def start(config_path: Path, run_dir: Path) -> subprocess.Popen:
         [sys.executable, "-m", "looped_lib.training", config_path, run_dir],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -147,7 +146,7 @@ def train_by_command(config: ExperimentConfig, run_dir: Path, *launcher: str) ->
     config_path = run_dir.with_suffix(".json")
     config_path.write_text(json.dumps(to_dict(config)))
     command = [sys.executable, *launcher, "-m", "looped_lib.training", config_path, run_dir]
-    done = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240)
+    done = subprocess.run(command, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr.decode()
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from looped_lib.plots.style import TEMPLATE, figure, lines
+from looped_lib.plots.style import LOOP_TICKS, TEMPLATE, figure, lines
 from looped_lib.trajectory import Trajectory
 
 
@@ -23,7 +23,7 @@ def accuracy_by_depth(
         plot.add_scatter(x=x, y=y, name=name, mode="lines", line=line[name], hovertemplate="T = %{x}: %{y:.1f} %")
     plot.update_yaxes(range=[-2, 102])
     if log:
-        plot.update_xaxes(type="log", tickvals=[1, 2, 4, 8, 16, 32, 64, 100, 200, 500, 1000])
+        plot.update_xaxes(type="log", tickvals=LOOP_TICKS)
     if trained is not None:
         plot.add_vline(x=trained, line_dash="dot")
         # On a log axis plotly takes a line's position in data but an annotation's as log10: the line's own text would stray.
@@ -64,7 +64,7 @@ def exit_tradeoff(curves: Mapping[str, tuple[Sequence[float], Sequence[float], S
             customdata=list(tolerances),
             hovertemplate="tolerance %{customdata:.0e}: %{x:.1f} loops, %{y:.1f} %",
         )
-    return plot.update_xaxes(type="log", tickvals=[1, 2, 4, 8, 16, 32, 64, 100, 200]).update_yaxes(range=[-2, 102])
+    return plot.update_xaxes(type="log", tickvals=LOOP_TICKS).update_yaxes(range=[-2, 102])
 
 
 def movement(paths: Mapping[str, Trajectory]) -> go.Figure:

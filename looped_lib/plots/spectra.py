@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Complex
 
-from looped_lib.plots.style import figure, lines
+from looped_lib.plots.style import LOOP_TICKS, figure, lines
 
 _SHOWN = 600  # eigenvalues drawn per loop: the largest; those near zero fall on one another
 
@@ -61,7 +61,7 @@ def gains_by_loop(loops: Sequence[int], gains: Mapping[str, Mapping[str, Sequenc
     plot.add_hline(y=1, line_color="#888")
     below = {"text": "below: differences shrink", "showarrow": False, "xanchor": "left", "yanchor": "top"}
     plot.add_annotation(below, x=0, xref="paper", y=0)  # on a log axis plotly takes an annotation's place as log10
-    plot.update_xaxes(type="log", tickvals=[1, 2, 4, 8, 16, 32, 64, 100, 200, 500, 1000])
+    plot.update_xaxes(type="log", tickvals=LOOP_TICKS)
     return plot.update_yaxes(type="log", dtick="D2")
 
 
