@@ -44,3 +44,10 @@ def flag(config: Any, *names: str) -> None:
     for name in names:
         if not isinstance(getattr(config, name), bool):
             fail(config, name, "True or False")
+
+
+def text(config: Any, *names: str) -> None:
+    """Each field named must be a text that is not empty."""
+    for name in names:
+        if not isinstance(getattr(config, name), str) or not getattr(config, name):
+            fail(config, name, "a text that is not empty")
