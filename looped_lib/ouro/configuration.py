@@ -1,0 +1,57 @@
+"""Ouro's configuration: a Llama-shaped decoder, looped. Reads and writes the config.json of the official checkpoints."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, LlamaConfig
+
+
+@strict
+class OuroConfig(LlamaConfig):
+    """What LlamaConfig has, and how often the layers are looped. The defaults are Ouro-1.4B's.
+
+    total_ut_steps         loops T of a call that does not say `n_loops`
+    early_exit_threshold   of the cumulative exit probability; at 1 nothing exits early
+    """
+
+    model_type = "ouro"
+
+    vocab_size: int = 49_152
+    hidden_size: int = 2048
+    intermediate_size: int = 5632
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    max_position_embeddings: int = 65_536
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 0
+    pad_token_id: int | None = 0
+    total_ut_steps: int = 4
+    early_exit_threshold: float = 1.0
+    layer_types: list[str] | None = None
+
+    def __post_init__(self, **kwargs: Any):
+        # The official files state RoPE as rope_theta and rope_scaling; transformers 5 as one dictionary.
+        kwargs.setdefault("rope_theta", 1e6)
+        kwargs.pop("auto_map", None)  # points at remote code, which this class replaces
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self) -> None:
+        """ValueError on sizes and layers that Ouro cannot have."""
+        super().validate_architecture()
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads must divide num_attention_heads, got {self.num_key_value_heads} and {self.num_attention_heads}"
+            )
+        if self.total_ut_steps < 1:
+            raise ValueError(f"total_ut_steps must be at least 1 loop, got {self.total_ut_steps}")
+        if self.layer_types is not None and set(self.layer_types) != {"full_attention"}:
+            raise ValueError(f"layer_types must be full_attention for every layer, got {sorted(set(self.layer_types))}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the official config.json has it: RoPE as `rope_theta` and `rope_scaling` too."""
+        out = super().to_dict()
+        rope = out["rope_parameters"]
+        return {**out, "rope_theta": rope["rope_theta"], "rope_scaling": None if rope["rope_type"] == "default" else rope}
+
+
+AutoConfig.register("ouro", OuroConfig)
