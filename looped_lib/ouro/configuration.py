@@ -40,7 +40,7 @@ class OuroConfig(LlamaConfig):
         super().validate_architecture()
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"num_key_value_heads must divide num_attention_heads, got {self.num_key_value_heads} and {self.num_attention_heads}"
+                f"num_key_value_heads must divide num_attention_heads ({self.num_attention_heads}): {self.num_key_value_heads}"
             )
         if self.total_ut_steps < 1:
             raise ValueError(f"total_ut_steps must be at least 1 loop, got {self.total_ut_steps}")
