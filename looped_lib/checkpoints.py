@@ -10,7 +10,6 @@ A rename is atomic, so a process killed at any instant leaves either no folder o
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Any
 
 from safetensors.torch import load, save_file
 from torch import Tensor
+
+from looped_lib.files import replacing_folder
 
 KEEP = 2  # the newest, and one before it in case the disk spoils the newest
 
@@ -39,21 +40,12 @@ class Checkpoint:
 def save(folder: Path, step: int, weights: dict[str, Tensor], training: dict[str, Tensor], state: dict[str, Any]) -> Path:
     """Write the checkpoint of `step` under `folder` atomically, then delete all but the newest two."""
     target = folder / f"step_{step:08d}"
-    partial = folder / f".partial_{step:08d}"
-    for abandoned in folder.glob(".partial_*"):  # by a process killed while it was saving
-        shutil.rmtree(abandoned)
-    partial.mkdir(parents=True)
     sums = {}
-    for name, tensors in (("model.safetensors", weights), ("training.safetensors", training)):
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / name)
-        sums[name] = _sha256((partial / name).read_bytes())
-    (partial / "state.json").write_text(json.dumps({**state, "step": step, "sha256": sums}, indent=1))
-    for path in partial.iterdir():
-        _sync(path)
-    if target.exists():  # a run that started over
-        shutil.rmtree(target)
-    os.replace(partial, target)
-    _sync(folder)
+    with replacing_folder(target) as partial:
+        for name, tensors in (("model.safetensors", weights), ("training.safetensors", training)):
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / name)
+            sums[name] = _sha256((partial / name).read_bytes())
+        (partial / "state.json").write_text(json.dumps({**state, "step": step, "sha256": sums}, indent=1))
     for old in _steps(folder)[:-KEEP]:
         shutil.rmtree(old)
     return target
@@ -91,11 +83,3 @@ def _steps(folder: Path) -> list[Path]:
 
 def _sha256(blob: bytes) -> str:
     return hashlib.sha256(blob).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -18,7 +18,7 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from looped_lib.config import PenaltyConfig
@@ -62,13 +62,24 @@ class JacobianPenalty:
 
         `rank` numbers whatever estimates R in the same training step: processes, and the parts of an accumulated batch.
         """
-        c = self.config
-        h = _evenly_spaced(h_T.detach(), c.share)
-        generator = torch.Generator(h.device).manual_seed(self._probe_seed(training_step, rank))
-        if c.public_code:
-            return _public_code(model.step, h, random_normal(h, generator), c.iterations)
+        h = _evenly_spaced(h_T.detach(), self.config.share)
+        if self.config.public_code:
+            probe = random_normal(h, self._generator(h, training_step, rank))
+            return _public_code(model.step, h, probe, self.config.iterations)
         with evaluating(model):
-            return self._mean(model.step, h, generator, f"vector.{rank}")
+            return self.of(model.step, h, training_step, rank)
+
+    def of(
+        self, step: Step, h: Stream, training_step: int, rank: int = 0, tokens: Bool[Tensor, "batch seq"] | None = None
+    ) -> Float[Tensor, ""]:
+        """R of one loop `step` at all rows of h. With `tokens`, J is that of the marked positions only (the others are padding):
+        its other rows and columns are left out, and N counts the marked entries of each row."""
+        h = h.detach()
+        generator = self._generator(h, training_step, rank)
+        if tokens is None:
+            return self._mean(step, h, None, generator, f"vector.{rank}")
+        marked = tokens[..., None].to(h.dtype)
+        return self._mean(lambda x: step(x) * marked, h, marked, generator, f"vector.{rank}")
 
     def state(self) -> dict[str, Tensor]:
         """The persistent vectors, one per rank that has called; empty unless `config.persistent`."""
@@ -78,25 +89,29 @@ class JacobianPenalty:
         """Go on from what `state` returned."""
         self._vectors = dict(state)
 
-    def _mean(self, step: Step, h: Stream, generator: torch.Generator, name: str) -> Tensor:
+    def _mean(self, step: Step, h: Stream, marked: Tensor | None, generator: torch.Generator, name: str) -> Tensor:
         c = self.config
         product = PRODUCTS[c.product]
         if c.quantity == "squared_fro":
-            return squared_fro(step, h, product, random_signs(h, generator)).mean() / h[0].numel()
+            probe = random_signs(h, generator)
+            entries = h[0].numel() if marked is None else marked.sum((1, 2)) * h.shape[-1]
+            return (squared_fro(step, h, product, probe if marked is None else probe * marked) / entries).mean()
         start = random_normal(h, generator) if name not in self._vectors else self._vectors[name].to(h)
         if start.shape != h.shape:
             raise ValueError(
                 f"the persistent vectors have shape {tuple(start.shape)}, the states {tuple(h.shape)}: "
                 "PenaltyConfig.persistent needs batches of one shape"
             )
+        start = start if marked is None else start * marked
         value, vector = _POWER_ITERATIONS[c.quantity](step, h, product, start, c.iterations)
         if c.persistent:
             self._vectors[name] = vector
         return (value**2).mean()
 
-    def _probe_seed(self, training_step: int, rank: int) -> int:
+    def _generator(self, h: Stream, training_step: int, rank: int) -> torch.Generator:
         words = [_STREAM, self.seed, training_step, rank]
-        return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+        seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+        return torch.Generator(h.device).manual_seed(seed)
 
 
 def public_code_penalty() -> PenaltyConfig:

@@ -1,5 +1,7 @@
 """Checkpoints: what is saved comes back; what is damaged is refused with the file's name; a kill while saving loses nothing."""
 
+import os
+
 import pytest
 import torch
 
@@ -33,7 +35,7 @@ def test_no_checkpoint_is_none(tmp_path):
 
 def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     save(tmp_path, 1)
-    monkeypatch.setattr(checkpoints.os, "replace", lambda *a: (_ for _ in ()).throw(SystemExit))
+    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(SystemExit))
     with pytest.raises(SystemExit):
         save(tmp_path, 2)
     assert checkpoints.latest(tmp_path).step == 1
