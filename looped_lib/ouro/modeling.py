@@ -57,6 +57,15 @@ class OuroOutput(CausalLMOutputWithPast):
     """tau, the loop each position was read out at, if the call had an exit."""
 
 
+class OuroRMSNorm(LlamaRMSNorm):
+    """Llama's, whose float32 it widens to float64 where the states are: else differences of loops and J are float32's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """weight * x / rms(x)."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.variance_epsilon)).to(x.dtype)
+
+
 class OuroLayer(nn.Module):
     """h += N2(attention(N1 h)); h += N4(mlp(N3 h)): the residual stream itself is not normed."""
 
@@ -65,7 +74,7 @@ class OuroLayer(nn.Module):
         self.self_attn = LlamaAttention(config, index)
         self.mlp = LlamaMLP(config)
         for name in ("input_layernorm", "input_layernorm_2", "post_attention_layernorm", "post_attention_layernorm_2"):
-            setattr(self, name, LlamaRMSNorm(config.hidden_size, config.rms_norm_eps))
+            setattr(self, name, OuroRMSNorm(config.hidden_size, config.rms_norm_eps))
 
     def forward(self, h: Stream, loops: Loops) -> Stream:
         """One layer of one loop."""
@@ -95,7 +104,7 @@ class OuroModel(OuroPreTrainedModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(OuroLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = OuroRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.early_exit_gate = nn.Linear(config.hidden_size, 1)
         self.rotary_emb = LlamaRotaryEmbedding(config)
         self.gradient_checkpointing = False
