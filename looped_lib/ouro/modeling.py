@@ -375,7 +375,8 @@ def _mixture(
     num_items: Tensor | int | None,
 ) -> Float[Tensor, ""]:
     """sum_t p_t L_t - beta H(p), over the labels that count."""
-    entropy = -torch.special.xlogy(p, p).sum(0)
+    log_p = p.clamp_min(torch.finfo(p.dtype).tiny).log()  # a saturated gate gives p = 0, where log p has no finite gradient
+    entropy = -(p * log_p).sum(0)
     counts = labels[:, 1:] != -100
     total = (((p * losses).sum(0) - entropy_weight * entropy) * counts).sum()
     return total / (counts.sum() if num_items is None else num_items)
