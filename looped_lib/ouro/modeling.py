@@ -36,15 +36,16 @@ OfPhi = Callable[[Callable[[Stream], Stream], Stream], Tensor]
 
 @dataclass(frozen=True)
 class Loops:
-    """What every loop of one call shares: rotary tables, mask, cache."""
+    """What every loop of one call shares: rotary tables, mask, positions (flash attention knows packed texts by them), cache."""
 
     rotary: tuple[Float[Tensor, "rows seq d_head"], Float[Tensor, "rows seq d_head"]]
     mask: Tensor | None = None
+    positions: Int[Tensor, "rows seq"] | None = None
     cache: LoopedCache | None = None
 
     def without_cache(self) -> "Loops":
         """The same, for recomputing a loop outside generation."""
-        return Loops(self.rotary, self.mask)
+        return Loops(self.rotary, self.mask, self.positions)
 
 
 @dataclass
@@ -78,7 +79,7 @@ class OuroLayer(nn.Module):
 
     def forward(self, h: Stream, loops: Loops) -> Stream:
         """One layer of one loop."""
-        attended, _ = self.self_attn(self.input_layernorm(h), loops.rotary, loops.mask, loops.cache)
+        attended, _ = self.self_attn(self.input_layernorm(h), loops.rotary, loops.mask, loops.cache, position_ids=loops.positions)
         h = h + self.input_layernorm_2(attended)
         return h + self.post_attention_layernorm_2(self.mlp(self.post_attention_layernorm(h)))
 
@@ -163,7 +164,7 @@ class OuroModel(OuroPreTrainedModel):
             past_key_values=cache,
             position_ids=position_ids,
         )
-        return Loops(self.rotary_emb(h, positions), mask, cache)
+        return Loops(self.rotary_emb(h, positions), mask, positions, cache)
 
     def loop(self, h: Stream, t: int, loops: Loops, reading: Bool[Tensor, "batch seq"] | None = None) -> Stream:
         """Loop number t of a call: `step`, with its cache slots open, recomputed in the backward pass if so set."""
