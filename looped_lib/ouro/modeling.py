@@ -151,7 +151,8 @@ class OuroModel(OuroPreTrainedModel):
         that restart, are blind to each other.
         """
         before = 0 if cache is None else cache.get_seq_length()
-        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+        padded = attention_mask is not None and attention_mask.ndim == 2
+        if position_ids is None and padded:
             positions = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -h.shape[1] :]
         elif position_ids is None:
             positions = torch.arange(before, before + h.shape[1], device=h.device)[None]
@@ -164,6 +165,8 @@ class OuroModel(OuroPreTrainedModel):
             past_key_values=cache,
             position_ids=position_ids,
         )
+        if padded and isinstance(mask, Tensor) and mask.ndim == 4 and mask.dtype == torch.bool:
+            mask = _with_oneself(mask)
         return Loops(self.rotary_emb(h, positions), mask, positions, cache)
 
     def loop(self, h: Stream, t: int, loops: Loops, reading: Bool[Tensor, "batch seq"] | None = None) -> Stream:
@@ -366,6 +369,13 @@ def exit_probabilities(lambdas: list[PerToken]) -> Float[Tensor, "loop batch seq
         p.append(gate * survival)
         survival = survival * (1 - gate)
     return torch.stack([*p, survival])
+
+
+def _with_oneself(mask: Bool[Tensor, "batch heads seq seen"]) -> Bool[Tensor, "batch heads seq seen"]:
+    """Padding, too, sees itself: a softmax over nothing has no finite derivative in forward mode."""
+    seq, seen = mask.shape[-2:]
+    own = torch.ones(seq, seen, dtype=torch.bool, device=mask.device).tril(seen - seq).triu(seen - seq)
+    return mask | own
 
 
 def _mixture(
