@@ -255,15 +255,17 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
                          number otherwise. Labels are shifted here; -100 has no loss.
         exit_threshold   read each position out at its first loop with p_1 + .. + p_t >= threshold (the config's
                          early_exit_threshold if not given; at 1 and above only a residual exits)
-        exit_residual    ... with ||h_t - h_{t-1}|| / ||h_{t-1}|| <= residual
+        exit_residual    ... with ||h_t - h_{t-1}|| / ||h_{t-1}|| <= residual; with a threshold too, whichever comes first
         of_phi           called with (Phi, h_T), Phi the map of one loop of this batch; its value is returned as `penalty`.
                          Inside the forward pass, so that DDP and FSDP see one graph.
 
         Without a cache, and with a `LastLoopCache`, loops end once every position has exited; a `LoopCache` needs them all.
-        ValueError without a loop, with several kinds of exit or a mixture's loss with an exit.
+        With labels all loops run, whatever the config's threshold. ValueError without a loop, or with labels and an exit.
         """
         n_loops = check_loops(n_loops, self.config)
         threshold = self.config.early_exit_threshold if exit_threshold is None else exit_threshold
+        if labels is not None and (exit_threshold is not None or exit_residual is not None):
+            raise ValueError("a loss is that of all loops: give labels or an exit (exit_threshold, exit_residual), not both")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give input_ids or inputs_embeds, one of them")
         h = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
@@ -285,7 +287,7 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
                 losses.append(checkpoint(self._token_loss, h, labels, use_reentrant=False))
         if cache is not None:
             cache.close()
-        read = h if exits is None else exits.states(h)
+        read = h if exits is None else exits.chosen
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.readout(read[:, kept])
         loss = None
@@ -328,7 +330,11 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
 
 
 class Exits:
-    """Which loop each position is read out at. A position that has exited is looped on, for those that have not."""
+    """Which loop each position is read out at. A position that has exited is looped on, for those that have not.
+
+    loops     tau of every position; of one that has not exited, the last loop so far
+    chosen    h_tau
+    """
 
     def __init__(self, threshold: float, residual: float | None):
         self.threshold, self.residual = threshold, residual
@@ -356,10 +362,6 @@ class Exits:
     def all_done(self) -> bool:
         """Whether every position has exited."""
         return not self.reading.any()
-
-    def states(self, last: Stream) -> Stream:
-        """h_tau of every position; of one that never exited, the last state."""
-        return torch.where(self.reading[..., None], last, self.chosen)
 
 
 def exit_probabilities(lambdas: list[PerToken]) -> Float[Tensor, "loop batch seq"]:
