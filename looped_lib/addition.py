@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from looped_lib.files import write_jsonl
+
 CHARACTERS = "0123456789+= Ʌ§"
 PLUS, EQUALS, SPACE, PAD, EOS = (CHARACTERS.index(c) for c in "+= Ʌ§")
 IGNORE = -100  # torch's ignore_index: positions outside the loss
@@ -141,8 +143,7 @@ def from_texts(prompts: tuple[str, ...], answers: tuple[str, ...]) -> Problems:
 
 def save_jsonl(path: str | Path, a: Digits, b: Digits) -> None:
     """Write operands as a JSONL file in the public format."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in _records(a, b))
+    write_jsonl(path, _records(a, b))
 
 
 def equal_lengths(problems: Problems, size: int) -> list[tuple[Tensor, Tensor, int]]:
