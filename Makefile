@@ -18,7 +18,7 @@ lab: $(VENV)/.installed  ## JupyterLab, reachable from this machine only
 bench: $(VENV)/.installed  ## speed ratios into runs/bench/result.json
 	$(RUN) -m looped_lib.bench
 
-data: $(VENV)/.installed  ## write the addition problems of data/ anew
+data: $(VENV)/.installed  ## write the files of data/ anew
 	$(RUN) -m looped_lib.make_data
 
 $(VENV)/.installed: pyproject.toml

@@ -1,29 +1,42 @@
-"""Write the four-digit addition problems of data/ anew: the same bytes on every machine.
+"""Write the files of data/ anew: the same bytes on every machine.
 
 python -m looped_lib.make_data [FOLDER]          (default: data/ of the project)
 """
 
 import argparse
 import hashlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from looped_lib.addition import generate_operands, save_jsonl
+from looped_lib.files import write_jsonl
+from looped_lib.ouro.tokenizer import train_tokenizer
+from looped_lib.ouro.word_problems import generate
 from looped_lib.runs import find_root
 
 DIGITS, SEED = 4, 74
-SIZES = {"train_4digit.jsonl": 95_000, "test_4digit.jsonl": 5_000}
+ADDITION = {"train_4digit.jsonl": 95_000, "test_4digit.jsonl": 5_000}
+WORD_PROBLEMS = {"word_problems/train.jsonl": 20_000, "word_problems/test.jsonl": 500}
+TOKENIZER = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "tokenizer/chat_template.jinja")
 
 
 def make_data(folder: str | Path) -> dict[str, str]:
-    """Write both files into `folder`; returns their SHA-256. One list of different problems is cut in two."""
+    """Write all files into `folder`; returns their SHA-256. Train and test are two parts of one list of different problems."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    sums, start = {}, 0
-    for name, n in SIZES.items():
-        save_jsonl(folder / name, *generate_operands(DIGITS, n, SEED, skip=start))
-        sums[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    for name, n, skip in _parts(ADDITION):
+        save_jsonl(folder / name, *generate_operands(DIGITS, n, SEED, skip))
+    for name, n, skip in _parts(WORD_PROBLEMS):
+        write_jsonl(folder / name, generate(n, SEED, skip))
+    train_tokenizer(generate(WORD_PROBLEMS["word_problems/train.jsonl"], SEED)).save_pretrained(folder / "tokenizer")
+    files = (*ADDITION, *WORD_PROBLEMS, *TOKENIZER)
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
+
+
+def _parts(sizes: Mapping[str, int]) -> Iterator[tuple[str, int, int]]:
+    start = 0
+    for name, n in sizes.items():
+        yield name, n, start
         start += n
-    return sums
 
 
 def main() -> None:
