@@ -55,7 +55,7 @@ def find_runs(root: str | Path | None = None) -> dict[str, Path]:
     Those with a checkpoint come first: records of runs on other machines have none.
     """
     root = (find_root() / "runs" if root is None else Path(root)).resolve()
-    folders = [path.parent for path in root.rglob("config.json")]
+    folders = [path.parent for path in root.rglob("config.json") if "training" in read_json(path)]  # other models have one too
     folders.sort(key=lambda folder: (not any(folder.glob("checkpoints/step_*")), folder))
     return {folder.name if folder == root else folder.relative_to(root).as_posix(): folder for folder in folders}
 

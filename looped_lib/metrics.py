@@ -27,11 +27,8 @@ class MetricsLog:
         self.since = time.perf_counter()
         self.summary: dict[str, Any] = {}
         self.seconds = 0.0
-        if write and path.exists():
-            kept = [line for line in read_metrics(path) if line["step"] <= step]
-            self.seconds = kept[-1]["seconds"] if kept else 0.0
-            with replacing(path) as partial:
-                partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        if write and (kept := keep_until(path, step)):
+            self.seconds = kept[-1]["seconds"]
 
     def add(self, step: int, values: dict[str, Tensor | float]) -> None:
         """Remember what step number `step` (counted from 0) reported."""
@@ -57,8 +54,7 @@ class MetricsLog:
         }
         self.pending = []
         if bad is None and self.write:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append(self.path, line)
         self.summary = {k: f"{line[k]:.4g}" for k in ("loss", "penalty", "loops_per_sec")}
         return bad
 
@@ -68,6 +64,22 @@ def _table(values: list[dict[str, Tensor | float]], names: list[str]) -> Tensor:
     tensors = [v[n] for v in values for n in names if isinstance(v[n], Tensor)]
     host = iter(torch.stack([t.double() for t in tensors]).tolist() if tensors else [])
     return torch.tensor([[next(host) if isinstance(v[n], Tensor) else v[n] for n in names] for v in values], dtype=torch.float64)
+
+
+def append(path: Path, line: dict[str, float]) -> None:
+    """Add one line to a metrics file."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def keep_until(path: Path, step: int) -> list[dict[str, float]]:
+    """Drop the lines past `step` of a file, if there is one: the run goes on from there. Returns those kept."""
+    if not path.exists():
+        return []
+    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    with replacing(path) as partial:
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    return kept
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -1,0 +1,264 @@
+"""Fine-tune Ouro under torchrun:
+
+    torchrun --nproc_per_node 8 -m looped_lib.ouro.finetune CONFIG.json RUN_DIR
+
+CONFIG.json is a FinetuneConfig (see `ouro.config`; fields left out take the paper's values). RUN_DIR gets
+
+    finetune.json    the config          metrics.jsonl, tensorboard/   loss, penalty, depth, tokens/s, MFU, memory by update
+    checkpoints/     see `ouro.saving`   model/                        the final model, for from_pretrained and vLLM
+    data.json        rows kept and left out                           result.json   what was run, once it is done
+
+The same command goes on where a killed run stood, on any number of processes. On several machines give torchrun its own options
+on each, --nnodes, --node_rank and --rdzv_endpoint HOST:PORT; RUN_DIR and the data must be on a disk that they share.
+"""
+
+import argparse
+import math
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from looped_lib import metrics
+from looped_lib.checks import ConfigError
+from looped_lib.config import from_dict, to_dict
+from looped_lib.files import read_json, replacing_folder, write_json
+from looped_lib.ouro import saving
+from looped_lib.ouro.config import FinetuneConfig
+from looped_lib.ouro.data import Collator, load_rows, tokenise
+from looped_lib.ouro.folder import METRICS, MODEL, RESULT, STOP, write_config
+from looped_lib.ouro.modeling import OuroConfig
+from looped_lib.ouro.trainer import LoopedTrainer
+from looped_lib.processes import Processes, process_group
+from looped_lib.runs import provenance
+
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def finetune(config: FinetuneConfig, run_dir: str | Path) -> None:
+    """Train, or go on training, what `config` says in `run_dir`; does nothing if that is done. Within torchrun's process group.
+
+    ConfigError, before any work, on a config that the folder's run was not started with.
+    """
+    run_dir, processes = Path(run_dir), Processes.from_environment()
+    if processes.first:
+        write_config(config, run_dir)
+        (run_dir / STOP).unlink(missing_ok=True)
+    if (run_dir / RESULT).exists():
+        return
+    newest = (saving.checkpoints(run_dir) or [None])[-1]
+    set_seed(config.seed)
+    tokenizer = load_tokenizer(config)
+    model = load_model(config, newest)
+    dataset = load_data(config, tokenizer, run_dir, processes)
+    if config.updates.parallel == "fsdp2" and processes.world > 1:
+        shard(model.to(processes.device), bf16=config.updates.precision == "bf16")
+    trainer = LoopedTrainer(
+        config,
+        run_dir,
+        model,
+        arguments(config, run_dir, len(dataset), processes.world),
+        train_dataset=dataset,
+        data_collator=Collator(tokenizer),
+        processing_class=tokenizer,
+        callbacks=[MetricsFile(run_dir / METRICS)],
+    )
+    trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    finish(trainer, config, run_dir, processes)
+
+
+def load_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer; ConfigError if it is not there or has no chat template."""
+    source = config.tokenizer or config.model
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"FinetuneConfig.tokenizer {source!r} could not be loaded: {_first_line(e)}") from None
+    if not tokenizer.chat_template:
+        raise ConfigError(f"FinetuneConfig.tokenizer {source!r} has no chat template: conversations cannot be written out")
+    return tokenizer
+
+
+def load_model(config: FinetuneConfig, checkpoint: Path | None = None) -> PreTrainedModel:
+    """The model to train in float32, with the weights of `checkpoint` if given. ConfigError if it is not Ouro or not whole."""
+    try:
+        architecture = AutoConfig.from_pretrained(config.model)
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"FinetuneConfig.model {config.model!r} could not be loaded: {_first_line(e)}") from None
+    if not isinstance(architecture, OuroConfig):
+        raise ConfigError(f"FinetuneConfig.model must be an Ouro model, got {config.model!r} of type {architecture.model_type!r}")
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": config.updates.attention}
+    if checkpoint is not None and not config.updates.lora_rank:
+        model = _whole(str(checkpoint), options)
+    elif config.from_scratch:
+        model = AutoModelForCausalLM.from_config(architecture, **options)
+    else:
+        model = _whole(config.model, options)
+    if config.loss == "last_loop":
+        model.model.early_exit_gate.requires_grad_(False)  # it has no part in this loss
+    if config.updates.compile:
+        model.model.step = torch.compile(model.model.step, dynamic=True)
+    if config.updates.lora_rank:
+        model = _with_adapters(model, config, checkpoint)
+    return model
+
+
+def _whole(source: str, options: dict[str, Any]) -> PreTrainedModel:
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+    except (OSError, RuntimeError) as e:
+        raise ConfigError(f"the weights of {source!r} could not be loaded: {_first_line(e)}") from None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[kind]:
+            raise ConfigError(f"the weights of {source!r} are not this model's: {kind} {sorted(map(str, info[kind]))[:3]}")
+    return model
+
+
+def _with_adapters(model: PreTrainedModel, config: FinetuneConfig, checkpoint: Path | None) -> Any:
+    from peft import LoraConfig, PeftModel, get_peft_model  # slow to import, and only needed here
+
+    if checkpoint is not None:
+        return PeftModel.from_pretrained(model, checkpoint, is_trainable=True)
+    rank = config.updates.lora_rank
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=PROJECTIONS, task_type="CAUSAL_LM"))
+
+
+def shard(model: PreTrainedModel, bf16: bool) -> None:
+    """FSDP2: every layer, then the rest, split over all processes; the Trainer then leaves the model as it is."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
+    for layer in model.get_decoder().layers:
+        fully_shard(layer, mp_policy=policy)
+    fully_shard(model, mp_policy=policy)
+    model._is_distributed_loading_by_transformers = True
+
+
+def load_data(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, run_dir: Path, processes: Processes) -> Any:
+    """The tokenised conversations; the first process makes the cache that the others read. Counts go to data.json."""
+    if not processes.first:
+        processes.wait()
+    tokenised = tokenise(load_rows(config.data), tokenizer, config.data)
+    if processes.first:
+        print(tokenised.report, flush=True)
+        write_json(run_dir / "data.json", asdict(tokenised.report))
+        processes.wait()
+    return tokenised.dataset
+
+
+def arguments(config: FinetuneConfig, run_dir: Path, rows: int, world: int) -> TrainingArguments:
+    """The Trainer's settings. ConfigError if the batch cannot be split over `world` processes."""
+    c = config.updates
+    if c.batch_size % (c.micro_batch * world):
+        raise ConfigError(
+            f"UpdatesConfig.batch_size must be a multiple of micro_batch times the number of processes "
+            f"({c.micro_batch} x {world}), got {c.batch_size}"
+        )
+    steps = c.steps or math.ceil(rows / c.batch_size)
+    cuda = torch.cuda.is_available()
+    schedule = {
+        "warmup_stable_decay": {"num_decay_steps": round(c.decay_ratio * steps), "min_lr_ratio": c.min_lr_ratio},
+        "cosine": {"min_lr_rate": c.min_lr_ratio},
+    }[c.schedule]
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")
+    return TrainingArguments(
+        output_dir=str(run_dir),
+        max_steps=steps,
+        per_device_train_batch_size=c.micro_batch,
+        gradient_accumulation_steps=c.batch_size // (c.micro_batch * world),
+        learning_rate=c.lr,
+        adam_beta1=c.betas[0],
+        adam_beta2=c.betas[1],
+        weight_decay=c.weight_decay,
+        max_grad_norm=c.grad_clip,
+        lr_scheduler_type=c.schedule if c.schedule == "warmup_stable_decay" else "cosine_with_min_lr",
+        lr_scheduler_kwargs=schedule,
+        warmup_steps=round(c.warmup_ratio * steps),
+        bf16=c.precision == "bf16",
+        gradient_checkpointing=c.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        logging_steps=c.log_every,
+        logging_nan_inf_filter=False,  # it would wait for the device in every micro-batch
+        save_steps=c.checkpoint_every,
+        seed=config.seed,
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        report_to=["tensorboard"],
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+
+
+class MetricsFile(TrainerCallback):
+    """metrics.jsonl, one line per logged update."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A resumed run writes the lines after its checkpoint anew."""
+        if state.is_world_process_zero:
+            metrics.keep_until(self.path, state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Add a line."""
+        if state.is_world_process_zero and logs and "n_loops" in logs:
+            metrics.append(self.path, {"step": state.global_step, **logs})
+
+
+def finish(trainer: LoopedTrainer, config: FinetuneConfig, run_dir: Path, processes: Processes) -> None:
+    """Write model/ and result.json, if the run came to its end and was not stopped."""
+    if trainer.state.global_step < trainer.args.max_steps:
+        return
+    weights = saving.whole_weights(trainer.model)
+    if processes.first:
+        with replacing_folder(run_dir / MODEL) as folder:
+            trainer.write_model(folder, weights)
+        lines = metrics.read_metrics(run_dir / METRICS)
+        seconds = sum(line["seconds_per_update"] for line in lines) * config.updates.log_every
+        write_json(
+            run_dir / RESULT,
+            {"updates": trainer.state.global_step, "seconds": seconds, "config": to_dict(config), "provenance": provenance()},
+        )
+    processes.wait()
+
+
+def _first_line(e: BaseException) -> str:
+    return str(e).strip().split("\n")[0]
+
+
+@record
+def main() -> None:
+    """One process of the job. A wrong config is one line on stderr, from the first process, and exit status 2."""
+    parser = argparse.ArgumentParser(prog="python -m looped_lib.ouro.finetune", description="Fine-tune Ouro")
+    parser.add_argument("config", type=Path, help="a FinetuneConfig as JSON")
+    parser.add_argument("run_dir", type=Path, help="the run's folder")
+    args = parser.parse_args()
+    with process_group():
+        try:
+            finetune(from_dict(FinetuneConfig, read_json(args.config), str(args.config)), args.run_dir)
+        except (ValueError, FileNotFoundError) as e:
+            if Processes.from_environment().first:
+                print(f"error: {e}", file=sys.stderr, flush=True)
+            sys.exit(2)
+        if dist.is_initialized():
+            dist.barrier()
+
+
+if __name__ == "__main__":
+    main()
