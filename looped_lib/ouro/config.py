@@ -165,5 +165,10 @@ class FinetuneConfig:
                 "PenaltyConfig.product must be 'finite_difference' with UpdatesConfig.compile, which has no second "
                 f"derivatives, got {self.penalty.product!r}"
             )
+        if self.data.packing and self.updates.attention == "flash_attention_2" and self.updates.micro_batch > 1:
+            raise ConfigError(
+                "UpdatesConfig.micro_batch must be 1 with ChatDataConfig.packing and 'flash_attention_2', which tells packed "
+                f"texts apart in single rows only, got {self.updates.micro_batch}"
+            )
         if self.penalty.l2_weight or self.penalty.public_code or self.penalty.persistent:
             raise ConfigError("PenaltyConfig.l2_weight, public_code and persistent are for the addition study only")

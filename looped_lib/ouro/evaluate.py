@@ -6,19 +6,24 @@ reference token, then greedy decoding writes exactly that solution (the proof is
 finds these for all depths; only the other pairs of problem and depth, where another text may still end well, are decoded.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from looped_lib.files import read_json, write_json
 from looped_lib.model import evaluating
 from looped_lib.ouro.data import prompt_text
+from looped_lib.ouro.folder import MODEL
 from looped_lib.ouro.word_problems import final_answer
+from looped_lib.runs import find_root, provenance
 
 END_OF_TURN = "<|im_end|>"
 ROOM = 16  # tokens a text may be longer than the longest reference solution
@@ -76,6 +81,26 @@ def accuracy_by_depth(
                 decoded += len(open_)
                 bar.update()
     return Depths(depths, correct, decoded)
+
+
+def measure(run_dir: str | Path, depths: Sequence[int], problems: int = 500, progress: bool = True) -> list[float]:
+    """Accuracy of a finished word-problem run at each of `depths`, on the first `problems` held-out ones; kept in depths.json.
+
+    FileNotFoundError if the run has no model yet.
+    """
+    run_dir, asked = Path(run_dir), {"depths": list(depths), "problems": problems}
+    path, folder = run_dir / "depths.json", run_dir / MODEL
+    if path.exists() and (known := read_json(path)).items() >= asked.items():
+        return known["accuracy"]
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder} is missing: {run_dir} is not the folder of a finished run")
+    file = find_root() / "data" / "word_problems" / "test.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()][:problems]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+    found = accuracy_by_depth(model, AutoTokenizer.from_pretrained(folder), rows, depths, progress=progress)
+    write_json(path, {**asked, "accuracy": found.accuracy, "decoded": found.decoded, "provenance": provenance()})
+    return found.accuracy
 
 
 def _reference_is_greedy(

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
@@ -52,6 +53,10 @@ class Loops:
 class OuroOutput(CausalLMOutputWithPast):
     """transformers' output, and what looping adds to it."""
 
+    loss: Float[Tensor, ""] | None = None
+    logits: Float[Tensor, "batch seq vocab"] | None = None
+    past_key_values: LoopedCache | None = None
+    hidden_states: tuple[Stream, ...] | None = None
     penalty: Float[Tensor, ""] | None = None
     """What `of_phi` returned."""
     exit_loops: Int[Tensor, "batch seq"] | None = None
@@ -233,7 +238,7 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
         input_ids: Int[Tensor, "batch seq"] | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Int[Tensor, "rows seq"] | None = None,
-        past_key_values: LoopedCache | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Stream | None = None,
         labels: Int[Tensor, "batch seq"] | None = None,
         use_cache: bool | None = None,
@@ -306,7 +311,7 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
             exit_loops=None if exits is None else exits.loops,
         )
 
-    def _cache(self, given: object, use_cache: bool | None) -> LoopedCache | None:
+    def _cache(self, given: Cache | None, use_cache: bool | None) -> LoopedCache | None:
         if given is not None and not isinstance(given, LoopedCache):
             raise ValueError(
                 f"past_key_values must be a LoopCache or a LastLoopCache of looped_lib.ouro.cache, got {type(given).__name__}: "

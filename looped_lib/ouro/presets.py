@@ -8,15 +8,36 @@ paper   Ouro-1.4B on NuminaMath-1.5, 8 GPUs      the recipe of arXiv 2605.26733,
 from dataclasses import replace
 from pathlib import Path
 
+from transformers import AutoConfig
+
 from looped_lib.config import PenaltyConfig
 from looped_lib.ouro.config import ChatDataConfig, FinetuneConfig, UpdatesConfig
-from looped_lib.ouro.modeling import OuroConfig
+from looped_lib.ouro.configuration import OuroConfig
+from looped_lib.ouro.folder import MODEL
 from looped_lib.runs import find_root
 from looped_lib.samplers import FixedLoops
 
 PRESETS = ("smoke", "cpu", "paper")
 MODES = ("sft", "random", "jsrr", "stars")
 TRAINED_DEPTH = 4
+
+
+def study(
+    preset: str, folder: str | Path, chosen: str = "sft stars", seed: int = 0, model: str = ""
+) -> tuple[dict[str, FinetuneConfig], OuroConfig]:
+    """The runs of a study, in the order they are to be run in `folder`/<name>, and the architecture they share.
+
+    The small presets first pre-train `base`, unless `model` says what to start from; `paper` starts from Ouro-1.4B.
+    """
+    folder, runs = Path(folder), {}
+    if _known(preset) != "paper" and not model:
+        architecture = write_architecture(folder / "architecture", preset)
+        runs[f"base-seed{seed}"] = pretraining(preset, architecture, seed)
+        start_from = folder / f"base-seed{seed}" / MODEL
+    else:
+        start_from = architecture = model or FinetuneConfig().model
+    runs |= {f"{name}-seed{seed}": c for name, c in modes(stars(preset, start_from, seed), chosen).items()}
+    return runs, AutoConfig.from_pretrained(architecture)
 
 
 def modes(base: FinetuneConfig, chosen: str = "all") -> dict[str, FinetuneConfig]:
@@ -69,7 +90,7 @@ def pretraining(preset: str, architecture: str | Path, seed: int = 0) -> Finetun
 def word_problems() -> ChatDataConfig:
     """The training problems of data/, without a system prompt."""
     path = find_root() / "data" / "word_problems" / "train.jsonl"
-    return ChatDataConfig(dataset=str(path), system_prompt="", max_len=128, max_rows=0)
+    return ChatDataConfig(dataset=str(path), system_prompt="", max_len=72, max_rows=0)
 
 
 def write_architecture(folder: str | Path, preset: str) -> Path:
