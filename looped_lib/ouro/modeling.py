@@ -54,7 +54,7 @@ class OuroOutput(CausalLMOutputWithPast):
     """transformers' output, and what looping adds to it."""
 
     loss: Float[Tensor, ""] | None = None
-    logits: Float[Tensor, "batch seq vocab"] | None = None
+    logits: Float[Tensor, "batch kept vocab"] | None = None
     past_key_values: LoopedCache | None = None
     hidden_states: tuple[Stream, ...] | None = None
     penalty: Float[Tensor, ""] | None = None
@@ -319,7 +319,7 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
             )
         return LoopCache(self.config.num_hidden_layers) if given is None and use_cache else given
 
-    def _token_loss(self, h: Stream, labels: Tensor) -> PerToken:
+    def _token_loss(self, h: Stream, labels: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch label"]:
         logits = self.readout(h[:, :-1]).float()
         return F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=-100)
 
