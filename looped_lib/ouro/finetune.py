@@ -194,6 +194,7 @@ def arguments(config: FinetuneConfig, run_dir: Path, rows: int, world: int) -> T
         logging_steps=c.log_every,
         logging_nan_inf_filter=False,  # it would wait for the device in every micro-batch
         save_steps=c.checkpoint_every,
+        save_only_model=True,  # the rest is saved by LoopedTrainer; the Trainer would refuse to for a sharded model
         seed=config.seed,
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,
