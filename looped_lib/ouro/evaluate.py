@@ -16,12 +16,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from looped_lib.files import read_json, write_json
 from looped_lib.model import evaluating
 from looped_lib.ouro.data import prompt_text
 from looped_lib.ouro.folder import MODEL
+from looped_lib.ouro.modeling import OuroForCausalLM
 from looped_lib.ouro.word_problems import final_answer
 from looped_lib.runs import find_root, provenance
 
@@ -97,7 +98,7 @@ def measure(run_dir: str | Path, depths: Sequence[int], problems: int = 500, pro
     file = find_root() / "data" / "word_problems" / "test.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()][:problems]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+    model = OuroForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
     found = accuracy_by_depth(model, AutoTokenizer.from_pretrained(folder), rows, depths, progress=progress)
     write_json(path, {**asked, "accuracy": found.accuracy, "decoded": found.decoded, "provenance": provenance()})
     return found.accuracy

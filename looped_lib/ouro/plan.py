@@ -4,6 +4,7 @@ import math
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -56,7 +57,7 @@ def default_processes(found: Machine) -> int:
 
 
 def plan(configs: dict[str, FinetuneConfig], architecture: OuroConfig, processes: int, found: Machine) -> pd.DataFrame:
-    """One row per run: updates, depth, memory a process needs at the deepest draw, and hours. Upper bounds: rows of full length.
+    """One row per run: updates, depth, memory a process needs at the deepest draw, minutes. Upper bounds: rows of full length.
 
     Time counts FLOPs at `found.flops`, and the work that MFU leaves out: recomputed, a loop costs 4 forward loops, not 3, and
     a penalty 6 more (two loops with their gradients).
@@ -90,8 +91,23 @@ def _row(config: FinetuneConfig, architecture: OuroConfig, processes: int, found
         "memory needed, GiB": round(memory.total / GIB, 2),
         "of, GiB": round(available / GIB, 1),
         "fits": memory.total < available,
-        "hours, at most": round(flops / (processes * found.flops) / 3600, 2),
+        "minutes, at most": round(flops / (processes * found.flops) / 60, 1),
     }
+
+
+def spent(metrics: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What the runs took, to compare with the plan: one row per run, from its `Job.metrics`."""
+    table = {
+        name: {
+            "minutes": round(float((m.seconds_per_update * m.step.diff().fillna(m.step)).sum()) / 60, 1),
+            "tokens per second": round(m.tokens_per_sec.median()),
+            "GFLOP/s": round(m.flops_per_sec.median() / 1e9, 1),
+            "MFU": round(m.mfu.median(), 3) if "mfu" in m else None,
+            "memory held, GiB": round(m.memory_bytes.max() / GIB, 2),
+        }
+        for name, m in metrics.items()
+    }
+    return pd.DataFrame(table).T.rename_axis("run")
 
 
 def _describe(loops: LoopSampler) -> str:

@@ -20,6 +20,7 @@ from looped_lib.samplers import FixedLoops
 PRESETS = ("smoke", "cpu", "paper")
 MODES = ("sft", "random", "jsrr", "stars")
 TRAINED_DEPTH = 4
+TEST_PROBLEMS = {"smoke": 20, "cpu": 500, "paper": 0}  # held-out word problems a study is measured on
 
 
 def study(

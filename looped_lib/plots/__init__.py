@@ -8,6 +8,7 @@ from looped_lib.plots.curves import (
     residual_by_depth,
     state_norm_by_depth,
 )
+from looped_lib.plots.finetuning import finetuning
 from looped_lib.plots.heatmaps import heatmaps
 from looped_lib.plots.paths import pca_trajectories, shared_trajectories
 from looped_lib.plots.sentences import dynamics_sentences, tour_sentences
@@ -20,6 +21,7 @@ __all__ = [
     "dynamics_sentences",
     "eigenvalue_cloud",
     "exit_tradeoff",
+    "finetuning",
     "gains_by_loop",
     "heatmaps",
     "loss_by_step",
