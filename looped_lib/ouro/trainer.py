@@ -126,6 +126,8 @@ class LoopedTrainer(Trainer):
             return
         saving.load_moments(self.model, self.optimizer.optimizer, saving.read_training(Path(checkpoint), "adamw."))
         self.lr_scheduler.load_state_dict(read_json(Path(checkpoint) / saving.SCHEDULE))
+        for group, lr in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = lr  # the schedule sets it after an update, for the next one
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
