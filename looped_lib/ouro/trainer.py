@@ -52,6 +52,8 @@ class LoopedTrainer(Trainer):
         c, update = self.config, self.state.global_step
         m = self.micro[1] if self.micro[0] == update else 0
         self.micro = (update, m + 1)
+        if m == 0:
+            self.tally.next_update()
         n_loops = c.loops.sample(c.seed, update * self.args.gradient_accumulation_steps + m)
         of_phi = self._penalty_of(m, update, inputs) if self._penalised(m) else None
         mixture = {"entropy_weight": c.entropy_weight} if c.loss == "gate_mixture" else {}
@@ -82,7 +84,7 @@ class LoopedTrainer(Trainer):
         """Replace the Trainer's averages by ours, over all processes: the one place where a run waits for its device."""
         if "loss" not in logs:
             return super().log(logs, start_time)
-        line = self.tally.close(self.state.global_step, stop=(self.run_dir / STOP).exists())
+        line = self.tally.close(stop=(self.run_dir / STOP).exists())
         if line.pop("stop"):
             self.control.should_save = self.control.should_training_stop = True
         grad_norm = logs.get("grad_norm", math.nan)
@@ -140,12 +142,18 @@ class Tally:
     def __init__(self, device: torch.device):
         self.device = device
         self.peak = costs.peak_flops(device)
-        self._open(0)
+        self.since: float | None = None
+        self._open()
 
-    def _open(self, update: int) -> None:
-        self.update, self.since = update, time.perf_counter()
+    def _open(self) -> None:
+        self.updates = 0
         self.loops: list[int] = []
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # CE, penalty, tokens, FLOPs
+
+    def next_update(self) -> None:
+        """The micro-batches that follow are another update's. The clock starts with the first one."""
+        self.updates += 1
+        self.since = time.perf_counter() if self.since is None else self.since
 
     def add(self, architecture: OuroConfig, inputs: dict[str, Tensor], n_loops: int, ce: Tensor, penalty: Tensor) -> None:
         """One micro-batch."""
@@ -155,14 +163,15 @@ class Tally:
         self.sums += torch.stack([x.detach().double() for x in (ce, penalty, tokens, flops)])
         self.loops.append(n_loops)
 
-    def close(self, update: int, stop: bool) -> dict[str, float]:
+    def close(self, stop: bool) -> dict[str, float]:
         """The means per update, over all processes, and whether any of them was asked to stop. All processes must call."""
         world = dist.get_world_size() if dist.is_initialized() else 1
         sums = torch.cat([self.sums, self.sums.new_tensor([float(stop)])])
         if world > 1:
             dist.all_reduce(sums)
         ce, penalty, tokens, flops, stops = sums.tolist()
-        updates, seconds = max(update - self.update, 1), time.perf_counter() - self.since
+        now, updates = time.perf_counter(), self.updates
+        seconds, self.since = now - self.since, now
         line = {
             "loss": ce / world / updates,
             "penalty": penalty / world / updates,
@@ -175,5 +184,5 @@ class Tally:
         }
         if self.peak is not None:
             line["mfu"] = flops / seconds / (self.peak * world)
-        self._open(update)
+        self._open()
         return line
