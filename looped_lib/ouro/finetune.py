@@ -79,8 +79,11 @@ def finetune(config: FinetuneConfig, run_dir: str | Path) -> None:
         processing_class=tokenizer,
         callbacks=[MetricsFile(run_dir / METRICS)],
     )
-    trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
-    finish(trainer, config, run_dir, processes)
+    done = 0 if newest is None else saving.step_of(newest)
+    if done < trainer.args.max_steps:
+        done = trainer.train(resume_from_checkpoint=None if newest is None else str(newest)).global_step
+    if done == trainer.args.max_steps:  # not stopped
+        finish(trainer, config, run_dir, processes)
 
 
 def load_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
@@ -223,9 +226,7 @@ class MetricsFile(TrainerCallback):
 
 
 def finish(trainer: LoopedTrainer, config: FinetuneConfig, run_dir: Path, processes: Processes) -> None:
-    """Write model/ and result.json, if the run came to its end and was not stopped."""
-    if trainer.state.global_step < trainer.args.max_steps:
-        return
+    """Write model/ and result.json."""
     weights = saving.whole_weights(trainer.model)
     if processes.first:
         with replacing_folder(run_dir / MODEL) as folder:
@@ -234,7 +235,7 @@ def finish(trainer: LoopedTrainer, config: FinetuneConfig, run_dir: Path, proces
         seconds = sum(line["seconds_per_update"] for line in lines) * config.updates.log_every
         write_json(
             run_dir / RESULT,
-            {"updates": trainer.state.global_step, "seconds": seconds, "config": to_dict(config), "provenance": provenance()},
+            {"updates": trainer.args.max_steps, "seconds": seconds, "config": to_dict(config), "provenance": provenance()},
         )
     processes.wait()
 

@@ -33,6 +33,11 @@ def checkpoint_folder(run_dir: str | Path, step: int) -> Path:
     return Path(run_dir) / "checkpoints" / f"step_{step:08d}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """Updates after which it was made."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
 def checkpoints(run_dir: str | Path) -> list[Path]:
     """All checkpoints of a run, the oldest first. Every one is whole."""
     return sorted((Path(run_dir) / "checkpoints").glob("step_????????"))
