@@ -17,6 +17,7 @@ import math
 import os
 import sys
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +210,7 @@ def arguments(config: FinetuneConfig, run_dir: Path, rows: int, world: int) -> T
 
 
 class MetricsFile(TrainerCallback):
-    """metrics.jsonl, one line per logged update."""
+    """metrics.jsonl, one line per logged update; the last update is one of them."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -218,6 +219,10 @@ class MetricsFile(TrainerCallback):
         """A resumed run writes the lines after its checkpoint anew."""
         if state.is_world_process_zero:
             metrics.keep_until(self.path, state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Nothing is saved as the final model that was not seen to be finite."""
+        control.should_log |= state.global_step == state.max_steps
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Add a line."""
@@ -232,7 +237,8 @@ def finish(trainer: LoopedTrainer, config: FinetuneConfig, run_dir: Path, proces
         with replacing_folder(run_dir / MODEL) as folder:
             trainer.write_model(folder, weights)
         lines = metrics.read_metrics(run_dir / METRICS)
-        seconds = sum(line["seconds_per_update"] for line in lines) * config.updates.log_every
+        steps = [0, *(line["step"] for line in lines)]
+        seconds = sum(line["seconds_per_update"] * (b - a) for line, (a, b) in zip(lines, pairwise(steps), strict=True))
         write_json(
             run_dir / RESULT,
             {"updates": trainer.args.max_steps, "seconds": seconds, "config": to_dict(config), "provenance": provenance()},
