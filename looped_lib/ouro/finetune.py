@@ -41,7 +41,7 @@ from looped_lib.checks import ConfigError
 from looped_lib.config import from_dict, to_dict
 from looped_lib.files import read_json, replacing_folder, write_json
 from looped_lib.ouro import saving
-from looped_lib.ouro.config import FinetuneConfig
+from looped_lib.ouro.config import FinetuneConfig, UpdatesConfig
 from looped_lib.ouro.data import Collator, load_rows, tokenise
 from looped_lib.ouro.folder import METRICS, MODEL, RESULT, STOP, write_config
 from looped_lib.ouro.modeling import OuroConfig
@@ -57,20 +57,30 @@ def finetune(config: FinetuneConfig, run_dir: str | Path) -> None:
 
     ConfigError, before any work, on a config that the folder's run was not started with.
     """
-    run_dir, processes = Path(run_dir), Processes.from_environment()
+    trainer = prepare(config, Path(run_dir))
+    if trainer is not None:
+        train(trainer)
+
+
+def prepare(config: FinetuneConfig, run_dir: Path) -> LoopedTrainer | None:
+    """All that comes before the first update; None if the run is done. What is quickly checked is checked first.
+
+    ConfigError, ValueError (data) or FileNotFoundError say what is wrong.
+    """
+    processes = Processes.from_environment()
+    accumulation(config.updates, processes.world)
     if processes.first:
         write_config(config, run_dir)
         (run_dir / STOP).unlink(missing_ok=True)
     if (run_dir / RESULT).exists():
-        return
-    newest = (saving.checkpoints(run_dir) or [None])[-1]
-    set_seed(config.seed)
-    tokenizer = load_tokenizer(config)
-    model = load_model(config, newest)
+        return None
+    architecture, tokenizer = load_architecture(config), load_tokenizer(config)
     dataset = load_data(config, tokenizer, run_dir, processes)
+    set_seed(config.seed)
+    model = load_model(config, architecture, newest_checkpoint(run_dir))
     if config.updates.parallel == "fsdp2" and processes.world > 1:
         shard(model.to(processes.device), bf16=config.updates.precision == "bf16")
-    trainer = LoopedTrainer(
+    return LoopedTrainer(
         config,
         run_dir,
         model,
@@ -80,11 +90,42 @@ def finetune(config: FinetuneConfig, run_dir: str | Path) -> None:
         processing_class=tokenizer,
         callbacks=[MetricsFile(run_dir / METRICS)],
     )
+
+
+def train(trainer: LoopedTrainer) -> None:
+    """From the newest checkpoint to the final model, or to where the run is stopped."""
+    newest = newest_checkpoint(trainer.run_dir)
     done = 0 if newest is None else saving.step_of(newest)
     if done < trainer.args.max_steps:
         done = trainer.train(resume_from_checkpoint=None if newest is None else str(newest)).global_step
-    if done == trainer.args.max_steps:  # not stopped
-        finish(trainer, config, run_dir, processes)
+    if done == trainer.args.max_steps:
+        finish(trainer)
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """Where the run goes on; None if it begins."""
+    return (saving.checkpoints(run_dir) or [None])[-1]
+
+
+def accumulation(c: UpdatesConfig, world: int) -> int:
+    """Micro-batches of a process in each update. ConfigError if the batch cannot be split over `world` processes."""
+    if c.batch_size % (c.micro_batch * world):
+        raise ConfigError(
+            f"UpdatesConfig.batch_size must be a multiple of micro_batch times the number of processes "
+            f"({c.micro_batch} x {world}), got {c.batch_size}"
+        )
+    return c.batch_size // (c.micro_batch * world)
+
+
+def load_architecture(config: FinetuneConfig) -> OuroConfig:
+    """The sizes of the model. ConfigError if it is not there or not Ouro."""
+    try:
+        architecture = AutoConfig.from_pretrained(config.model)
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"FinetuneConfig.model {config.model!r} could not be loaded: {_first_line(e)}") from None
+    if not isinstance(architecture, OuroConfig):
+        raise ConfigError(f"FinetuneConfig.model must be an Ouro model, got {config.model!r} of type {architecture.model_type!r}")
+    return architecture
 
 
 def load_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
@@ -99,21 +140,15 @@ def load_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(config: FinetuneConfig, checkpoint: Path | None = None) -> PreTrainedModel:
-    """The model to train in float32, with the weights of `checkpoint` if given. ConfigError if it is not Ouro or not whole."""
-    try:
-        architecture = AutoConfig.from_pretrained(config.model)
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"FinetuneConfig.model {config.model!r} could not be loaded: {_first_line(e)}") from None
-    if not isinstance(architecture, OuroConfig):
-        raise ConfigError(f"FinetuneConfig.model must be an Ouro model, got {config.model!r} of type {architecture.model_type!r}")
+def load_model(config: FinetuneConfig, architecture: OuroConfig, checkpoint: Path | None = None) -> PreTrainedModel:
+    """The model to train in float32, with the weights of `checkpoint` if given. ConfigError on weights that are not its own."""
     options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": config.updates.attention}
     if checkpoint is not None and not config.updates.lora_rank:
-        model = _whole(str(checkpoint), options)
+        model = _whole(str(checkpoint), architecture, options)
     elif config.from_scratch:
         model = AutoModelForCausalLM.from_config(architecture, **options)
     else:
-        model = _whole(config.model, options)
+        model = _whole(config.model, architecture, options)
     if config.loss == "last_loop":
         model.model.early_exit_gate.requires_grad_(False)  # it has no part in this loss
     if config.updates.compile:
@@ -123,9 +158,11 @@ def load_model(config: FinetuneConfig, checkpoint: Path | None = None) -> PreTra
     return model
 
 
-def _whole(source: str, options: dict[str, Any]) -> PreTrainedModel:
+def _whole(source: str, architecture: OuroConfig, options: dict[str, Any]) -> PreTrainedModel:
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, config=architecture, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
     except (OSError, RuntimeError) as e:
         raise ConfigError(f"the weights of {source!r} could not be loaded: {_first_line(e)}") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -165,13 +202,8 @@ def load_data(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, run_di
 
 
 def arguments(config: FinetuneConfig, run_dir: Path, rows: int, world: int) -> TrainingArguments:
-    """The Trainer's settings. ConfigError if the batch cannot be split over `world` processes."""
+    """The Trainer's settings."""
     c = config.updates
-    if c.batch_size % (c.micro_batch * world):
-        raise ConfigError(
-            f"UpdatesConfig.batch_size must be a multiple of micro_batch times the number of processes "
-            f"({c.micro_batch} x {world}), got {c.batch_size}"
-        )
     steps = c.steps or math.ceil(rows / c.batch_size)
     cuda = torch.cuda.is_available()
     schedule = {
@@ -183,7 +215,7 @@ def arguments(config: FinetuneConfig, run_dir: Path, rows: int, world: int) -> T
         output_dir=str(run_dir),
         max_steps=steps,
         per_device_train_batch_size=c.micro_batch,
-        gradient_accumulation_steps=c.batch_size // (c.micro_batch * world),
+        gradient_accumulation_steps=accumulation(c, world),
         learning_rate=c.lr,
         adam_beta1=c.betas[0],
         adam_beta2=c.betas[1],
@@ -230,8 +262,9 @@ class MetricsFile(TrainerCallback):
             metrics.append(self.path, {"step": state.global_step, **logs})
 
 
-def finish(trainer: LoopedTrainer, config: FinetuneConfig, run_dir: Path, processes: Processes) -> None:
+def finish(trainer: LoopedTrainer) -> None:
     """Write model/ and result.json."""
+    config, run_dir, processes = trainer.config, trainer.run_dir, Processes.from_environment()
     weights = saving.whole_weights(trainer.model)
     if processes.first:
         with replacing_folder(run_dir / MODEL) as folder:
