@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import (
@@ -75,6 +76,11 @@ def prepare(config: FinetuneConfig, run_dir: Path) -> LoopedTrainer | None:
     if (run_dir / RESULT).exists():
         return None
     architecture, tokenizer = load_architecture(config), load_tokenizer(config)
+    if len(tokenizer) > architecture.vocab_size:
+        raise ConfigError(
+            f"FinetuneConfig.tokenizer must have at most the model's {architecture.vocab_size} tokens, "
+            f"got {config.tokenizer or config.model!r} with {len(tokenizer)}"
+        )
     dataset = load_data(config, tokenizer, run_dir, processes)
     set_seed(config.seed)
     model = load_model(config, architecture, newest_checkpoint(run_dir))
@@ -119,6 +125,7 @@ def accumulation(c: UpdatesConfig, world: int) -> int:
 
 def load_architecture(config: FinetuneConfig) -> OuroConfig:
     """The sizes of the model. ConfigError if it is not there or not Ouro."""
+    _check_source(config, "model", config.model)
     try:
         architecture = AutoConfig.from_pretrained(config.model)
     except (OSError, ValueError) as e:
@@ -131,10 +138,13 @@ def load_architecture(config: FinetuneConfig) -> OuroConfig:
 def load_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
     """The tokenizer; ConfigError if it is not there or has no chat template."""
     source = config.tokenizer or config.model
+    _check_source(config, "tokenizer", source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as e:
-        raise ConfigError(f"FinetuneConfig.tokenizer {source!r} could not be loaded: {_first_line(e)}") from None
+        raise ConfigError(
+            f"FinetuneConfig.tokenizer: {source!r} has no tokenizer that can be loaded ({_first_line(e)})"
+        ) from None
     if not tokenizer.chat_template:
         raise ConfigError(f"FinetuneConfig.tokenizer {source!r} has no chat template: conversations cannot be written out")
     return tokenizer
@@ -163,7 +173,7 @@ def _whole(source: str, architecture: OuroConfig, options: dict[str, Any]) -> Pr
         model, info = AutoModelForCausalLM.from_pretrained(
             source, config=architecture, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    except (OSError, RuntimeError) as e:
+    except (OSError, RuntimeError, SafetensorError) as e:
         raise ConfigError(f"the weights of {source!r} could not be loaded: {_first_line(e)}") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
@@ -279,8 +289,14 @@ def finish(trainer: LoopedTrainer) -> None:
     processes.wait()
 
 
+def _check_source(config: FinetuneConfig, name: str, source: str) -> None:
+    """A path that does not exist would be looked for on the hub."""
+    if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+        raise ConfigError(f"FinetuneConfig.{name} must be an existing folder, or a name on the hub (owner/name), got {source!r}")
+
+
 def _first_line(e: BaseException) -> str:
-    return str(e).strip().split("\n")[0]
+    return str(e).strip().split("\n")[0].rstrip(": ")
 
 
 @record
