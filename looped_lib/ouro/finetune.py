@@ -19,7 +19,7 @@ import sys
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -40,7 +40,7 @@ from transformers import (
 from looped_lib import metrics
 from looped_lib.checks import ConfigError
 from looped_lib.config import from_dict, to_dict
-from looped_lib.files import read_json, replacing_folder, write_json
+from looped_lib.files import read_json, write_json
 from looped_lib.ouro import saving
 from looped_lib.ouro.config import FinetuneConfig, UpdatesConfig
 from looped_lib.ouro.data import Collator, load_rows, tokenise
@@ -277,7 +277,7 @@ def finish(trainer: LoopedTrainer) -> None:
     config, run_dir, processes = trainer.config, trainer.run_dir, Processes.from_environment()
     weights = saving.whole_weights(trainer.model)
     if processes.first:
-        with replacing_folder(run_dir / MODEL) as folder:
+        with saving.writing(run_dir / MODEL, run_dir) as folder:
             trainer.write_model(folder, weights)
         lines = metrics.read_metrics(run_dir / METRICS)
         steps = [0, *(line["step"] for line in lines)]
@@ -301,20 +301,30 @@ def _first_line(e: BaseException) -> str:
 
 @record
 def main() -> None:
-    """One process of the job. A wrong config is one line on stderr, from the first process, and exit status 2."""
+    """One process of the job. What its user can mend is one line on stderr: exit status 2 before the first update, 1 after it."""
     parser = argparse.ArgumentParser(prog="python -m looped_lib.ouro.finetune", description="Fine-tune Ouro")
     parser.add_argument("config", type=Path, help="a FinetuneConfig as JSON")
     parser.add_argument("run_dir", type=Path, help="the run's folder")
     args = parser.parse_args()
     with process_group():
         try:
-            finetune(from_dict(FinetuneConfig, read_json(args.config), str(args.config)), args.run_dir)
+            trainer = prepare(from_dict(FinetuneConfig, read_json(args.config), str(args.config)), args.run_dir)
         except (ValueError, FileNotFoundError) as e:
-            if Processes.from_environment().first:
-                print(f"error: {e}", file=sys.stderr, flush=True)
-            sys.exit(2)
+            _end(e, status=2)
+        try:
+            if trainer is not None:
+                train(trainer)
+        except (FloatingPointError, saving.SaveError) as e:
+            _end(e, status=1)
         if dist.is_initialized():
             dist.barrier()
+
+
+def _end(e: Exception, status: int) -> NoReturn:
+    """End this process; the first one of the job to fail says why."""
+    if not dist.is_initialized() or dist.distributed_c10d._get_default_store().add("failed", 1) == 1:
+        print(f"error: {e}", file=sys.stderr, flush=True)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -9,23 +9,32 @@ Nothing is pickled. A checkpoint holds whole tensors, not shards, so that a run 
 """
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
-    set_model_state_dict,
     set_optimizer_state_dict,
 )
 
+from looped_lib.files import replacing_folder
+
 TRAINING, SCHEDULE = "training.safetensors", "schedule.json"
+
+
+class SaveError(RuntimeError):
+    """A folder that could not be written, on a full disk for instance; the message says what is left and what to do."""
 
 
 def checkpoint_folder(run_dir: str | Path, step: int) -> Path:
@@ -53,11 +62,6 @@ def whole_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_optimizer_state_dict(model, optimizer, options=options).get("state", {})
     return {f"adamw.{name}.{key}": torch.as_tensor(value) for name, values in state.items() for key, value in values.items()}
-
-
-def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """What `whole_weights` gave, into a model that may be sharded."""
-    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
 
 
 def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -89,6 +93,20 @@ def set_random_state(tensors: dict[str, Tensor], rank: int) -> None:
         torch.cuda.set_rng_state(state)
 
 
+@contextmanager
+def writing(target: Path, run_dir: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `target` of the run, whole or not at all. SaveError if it cannot be written."""
+    try:
+        with replacing_folder(target) as folder:
+            yield folder
+    except (OSError, SafetensorError) as e:
+        kept = ", ".join(path.name for path in checkpoints(run_dir)) or "none"
+        raise SaveError(
+            f"{target} could not be written ({e}). Whole checkpoints: {kept}. Make room and give the same command again: it goes "
+            "on from the newest"
+        ) from e
+
+
 def write_training(folder: Path, tensors: dict[str, Tensor], schedule: dict[str, Any]) -> None:
     """Write optimizer, random states and schedule into a checkpoint's folder."""
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / TRAINING)
@@ -101,6 +119,8 @@ def read_training(folder: Path, prefix: str) -> dict[str, Tensor]:
 
 
 def prune(run_dir: str | Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints."""
+    """Delete all but the newest `keep` checkpoints. One that is half deleted is no checkpoint by its name."""
     for old in checkpoints(run_dir)[:-keep]:
-        shutil.rmtree(old)
+        leaving = old.with_name(f".partial_{old.name}")  # what is left of it after a kill, `replacing_folder` clears away
+        os.replace(old, leaving)
+        shutil.rmtree(leaving)

@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from looped_lib.files import read_json, replacing_folder
+from looped_lib.files import read_json
 from looped_lib.ouro import costs, saving
 from looped_lib.ouro.config import FinetuneConfig
 from looped_lib.ouro.configuration import OuroConfig
@@ -99,18 +98,10 @@ class LoopedTrainer(Trainer):
         weights = saving.whole_weights(self.model)
         tensors = saving.whole_moments(self.model, self.optimizer.optimizer) | saving.random_states()
         if self.args.should_save:
-            target = saving.checkpoint_folder(self.run_dir, self.state.global_step)
-            try:
-                with replacing_folder(target) as folder:
-                    self.write_model(folder, weights)
-                    saving.write_training(folder, tensors, self.lr_scheduler.state_dict())
-                    self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-            except (OSError, SafetensorError) as e:
-                kept = [path.name for path in saving.checkpoints(self.run_dir)]
-                raise RuntimeError(
-                    f"{target} could not be written ({e}). Whole checkpoints: {', '.join(kept) or 'none'}. "
-                    "Make room and give the same command again: it goes on from the newest"
-                ) from e
+            with saving.writing(saving.checkpoint_folder(self.run_dir, self.state.global_step), self.run_dir) as folder:
+                self.write_model(folder, weights)
+                saving.write_training(folder, tensors, self.lr_scheduler.state_dict())
+                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
             saving.prune(self.run_dir, self.config.updates.checkpoints_kept)
         if dist.is_initialized():
             dist.barrier()  # no process trains on before the checkpoint is there
