@@ -3,7 +3,7 @@
 A job is known by its run's folder. It is a torchrun of `looped_lib.ouro.finetune` in a session of its own, so that it outlives
 the kernel that started it: in a new kernel `start` or `attach` with the same folder finds it running.
 
-    job.json   process and time of its start          train.log   all that its processes print
+    job.json   process, time of its start, where its part of the log begins      train.log   all that its processes print
 """
 
 import os
@@ -25,6 +25,7 @@ from looped_lib.ouro.folder import CONFIG, METRICS, RESULT, STOP, write_config
 
 LOG, JOB = "train.log", "job.json"
 LOOK_EVERY = 1.0  # seconds
+CLOCK = 5.0  # seconds that the system's idea of when a process started may wander, as its clock is set
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,10 @@ class Job:
     @property
     def state(self) -> str:
         """finished, running, stopped (by `stop`: start goes on) or failed (start goes on from the last checkpoint)."""
+        alive = self._process() is not None  # asked first: a job that ends in between has its result by then
         if (self.run_dir / RESULT).exists():
             return "finished"
-        if self._process() is not None:
+        if alive:
             return "running"
         return "stopped" if (self.run_dir / STOP).exists() else "failed"
 
@@ -48,17 +50,19 @@ class Job:
         return pd.DataFrame(read_metrics(path) if path.exists() else [])
 
     def error(self) -> str:
-        """Why the job failed: its `error:` line, or else the end of its log."""
-        path = self.run_dir / LOG
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        """Why the job failed: its `error:` line, or else the end of what it printed since it was last started."""
+        if not (self.run_dir / JOB).exists():
+            return ""
+        printed = (self.run_dir / LOG).read_bytes()[read_json(self.run_dir / JOB)["log_starts"] :]
+        lines = printed.decode("utf-8", errors="replace").splitlines()
         said = [line for line in lines if line.startswith("error: ")]
         return said[-1] if said else "\n".join(lines[-25:])
 
     def stop(self, timeout: float = 600.0) -> None:
         """End the job after its next logged update, with a checkpoint; returns when it has ended. TimeoutError if it does not."""
-        (self.run_dir / STOP).touch()
         end = time.monotonic() + timeout
         while (process := self._process()) is not None:
+            (self.run_dir / STOP).touch()  # again and again: a job that is only starting clears it away
             if time.monotonic() > end:
                 raise TimeoutError(f"process {process.pid} of {self.run_dir} did not stop in {timeout:.0f} s: look into {LOG}")
             time.sleep(0.2)
@@ -82,7 +86,7 @@ class Job:
         job = read_json(self.run_dir / JOB)
         try:
             process = psutil.Process(job["pid"])
-            alive = process.create_time() == job["created"] and process.status() != psutil.STATUS_ZOMBIE
+            alive = abs(process.create_time() - job["created"]) < CLOCK and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return None
         return process if alive else None
@@ -111,8 +115,10 @@ def start(config: FinetuneConfig, run_dir: str | Path, processes: int) -> Job:
     threads = max(1, (os.cpu_count() or 1) // processes)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1"}
     with open(job.run_dir / LOG, "ab") as log:
+        log_starts = log.tell()
         torchrun = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
         )
-    write_json(job.run_dir / JOB, {"pid": torchrun.pid, "created": psutil.Process(torchrun.pid).create_time()})
+    created = psutil.Process(torchrun.pid).create_time()
+    write_json(job.run_dir / JOB, {"pid": torchrun.pid, "created": created, "log_starts": log_starts})
     return job
