@@ -15,7 +15,10 @@ on each, --nnodes, --node_rank and --rdzv_endpoint HOST:PORT; RUN_DIR and the da
 import argparse
 import math
 import os
+import signal
 import sys
+import threading
+import time
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -306,6 +309,8 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="a FinetuneConfig as JSON")
     parser.add_argument("run_dir", type=Path, help="the run's folder")
     args = parser.parse_args()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with process_group():
         try:
             trainer = prepare(from_dict(FinetuneConfig, read_json(args.config), str(args.config)), args.run_dir)
@@ -318,6 +323,13 @@ def main() -> None:
             _end(e, status=1)
         if dist.is_initialized():
             dist.barrier()
+
+
+def _end_with(torchrun: int) -> None:
+    """A process that outlived its torchrun would go on writing where a new job starts."""
+    while os.getppid() == torchrun:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _end(e: Exception, status: int) -> NoReturn:
