@@ -8,6 +8,7 @@ import pytest
 
 from looped_lib.config import to_dict
 from looped_lib.files import read_json, write_json
+from looped_lib.ouro.presets import pretraining, write_architecture
 from looped_lib.presets import base
 from looped_lib.runs import find_root
 
@@ -79,6 +80,7 @@ def project(tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     write_json(tmp_path / "CONFIG.json", to_dict(base("smoke")))
+    write_json(tmp_path / "FINETUNE.json", to_dict(pretraining("smoke", write_architecture(tmp_path / "architecture", "smoke"))))
     return tmp_path
 
 
