@@ -248,7 +248,7 @@ def arguments(config: FinetuneConfig, run_dir: Path, rows: int, world: int) -> T
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,
         remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=config.loss == "gate_mixture" and 1 in config.loops.support,  # one loop needs no gate
         report_to=["tensorboard"],
         disable_tqdm=not sys.stderr.isatty(),
     )
