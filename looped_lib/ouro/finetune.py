@@ -193,13 +193,14 @@ def _with_adapters(model: PreTrainedModel, config: FinetuneConfig, checkpoint: P
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=PROJECTIONS, task_type="CAUSAL_LM"))
 
 
-def shard(model: PreTrainedModel, bf16: bool) -> None:
+def shard(model: Any, bf16: bool) -> None:
     """FSDP2: every layer, then the rest, split over all processes; the Trainer then leaves the model as it is."""
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
     for layer in model.get_decoder().layers:
         fully_shard(layer, mp_policy=policy)
     fully_shard(model, mp_policy=policy)
-    model._is_distributed_loading_by_transformers = True
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # without adapters
+    base._is_distributed_loading_by_transformers = True
 
 
 def load_data(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, run_dir: Path, processes: Processes) -> Any:
