@@ -170,5 +170,7 @@ class FinetuneConfig:
                 "UpdatesConfig.micro_batch must be 1 with ChatDataConfig.packing and 'flash_attention_2', which tells packed "
                 f"texts apart in single rows only, got {self.updates.micro_batch}"
             )
+        if self.from_scratch and self.updates.lora_rank:
+            raise ConfigError("FinetuneConfig.from_scratch leaves adapters (UpdatesConfig.lora_rank) without weights to adapt")
         if self.penalty.l2_weight or self.penalty.public_code or self.penalty.persistent:
             raise ConfigError("PenaltyConfig.l2_weight, public_code and persistent are for the addition study only")
