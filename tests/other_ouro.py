@@ -159,11 +159,13 @@ def mixture_loss(w: Weights, after: list[Tensor], labels: Tensor, beta: float, c
     return each[real].sum() / (real.sum() if count is None else count)
 
 
-def last_loop_decoding(w: Weights, ids: Tensor, prompt: int, n_loops: int, sizes: Sizes, **how: float) -> tuple[Tensor, Tensor]:
-    """(logits, tau) of one text [1, seq]: the first `prompt` tokens in full, each later token against what the earlier ones
-    had for keys and values in the loop they were read out at, and its own of the current loop. `how` is `exit_loops`'."""
+def last_loop_decoding(
+    w: Weights, ids: Tensor, ends: list[int], n_loops: int, sizes: Sizes, **how: float
+) -> tuple[Tensor, Tensor]:
+    """(logits, tau) of one text [1, seq], read in pieces that end at `ends`. Within a piece every loop is computed in full;
+    earlier pieces are seen as they were, each token, in the loop it was read out at. `how` is `exit_loops`'."""
     text, read, taus, memory = text_of(ids), [], [], [None] * sizes.layers
-    for start, end in [(0, prompt), *((j, j + 1) for j in range(prompt, ids.shape[1]))]:
+    for start, end in zip([0, *ends], ends, strict=False):
         here = Text(text.positions[:, start:end], text.allowed[:, start:end, :end])
         path, kept = [w["model.embed_tokens.weight"][ids[:, start:end]]], []
         for _ in range(n_loops):

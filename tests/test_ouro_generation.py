@@ -81,12 +81,23 @@ def test_the_shared_last_loop_is_its_definition(how, n_loops):
     text, said, _ = generate(
         model, ids, n_loops=n_loops, past_key_values=LastLoopCache(), **{f"exit_{name}": x for name, x in how.items()}
     )
-    loops = []
+    loops, ends = [], list(range(6, 12))
     for row in range(3):
-        expected, tau = last_loop_decoding(model.state_dict(), text[row : row + 1, :-1], 6, n_loops, sizes_of(model), **how)
+        expected, tau = last_loop_decoding(model.state_dict(), text[row : row + 1, :-1], ends, n_loops, sizes_of(model), **how)
         torch.testing.assert_close(said[row], expected[0, 5:], rtol=1e-5, atol=1e-5)
         loops.append(tau)
     assert (len(torch.cat(loops).unique()) > 2) == (bool(how) and n_loops > 1)
+
+
+@pytest.mark.parametrize("how", EXITS, ids=str)
+def test_a_shared_last_loop_is_read_in_pieces_as_it_is_defined(how):
+    """Inside a piece, tokens that have exited are looped on for those that have not, as in a prompt."""
+    model, ids, ends, cache, parts = tiny(), random_ids(3, 9), [3, 7, 9], LastLoopCache(), []
+    for start, end in zip([0, *ends], ends, strict=False):
+        exits = {f"exit_{name}": x for name, x in how.items()}
+        parts.append(model(ids[:, start:end], n_loops=6, past_key_values=cache, **exits).logits)
+    expected = [last_loop_decoding(model.state_dict(), row[None], ends, 6, sizes_of(model), **how)[0] for row in ids]
+    torch.testing.assert_close(torch.cat(parts, 1), torch.cat(expected), rtol=1e-5, atol=1e-5)
 
 
 def test_sharing_the_last_loop_divides_memory_and_keeps_the_first_token():
