@@ -49,6 +49,7 @@ from looped_lib.ouro.config import FinetuneConfig, UpdatesConfig
 from looped_lib.ouro.data import Collator, load_rows, tokenise
 from looped_lib.ouro.folder import METRICS, MODEL, RESULT, STOP, write_config
 from looped_lib.ouro.modeling import OuroConfig
+from looped_lib.ouro.tokenizer import TURN_END
 from looped_lib.ouro.trainer import LoopedTrainer
 from looped_lib.processes import Processes, process_group
 from looped_lib.runs import provenance
@@ -87,6 +88,8 @@ def prepare(config: FinetuneConfig, run_dir: Path) -> LoopedTrainer | None:
     dataset = load_data(config, tokenizer, run_dir, processes)
     set_seed(config.seed)
     model = load_model(config, architecture, newest_checkpoint(run_dir))
+    if TURN_END in tokenizer.get_vocab():  # an answer ends with its turn
+        model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(TURN_END)]
     if config.updates.parallel == "fsdp2" and processes.world > 1:
         shard(model.to(processes.device), bf16=config.updates.precision == "bf16")
     return LoopedTrainer(
@@ -249,6 +252,7 @@ def arguments(config: FinetuneConfig, run_dir: Path, rows: int, world: int) -> T
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,
         remove_unused_columns=False,
+        use_cache=True,  # in the config.json that is saved; training does not use one
         ddp_find_unused_parameters=config.loss == "gate_mixture" and 1 in config.loops.support,  # one loop needs no gate
         report_to=["tensorboard"],
         disable_tqdm=not sys.stderr.isatty(),
