@@ -64,6 +64,7 @@ def accuracy_by_depth(
     ends = [tokenizer(r["solution"] + END_OF_TURN, add_special_tokens=False).input_ids for r in rows]
     order = sorted(range(len(rows)), key=lambda i: len(prompts[i]) + len(ends[i]))  # little padding
     chunks = [order[i : i + at_once] for i in range(0, len(order), at_once)]
+    worth = torch.tensor([final_answer(row["solution"]) == row["answer"] for row in rows])  # of writing the reference solution
     correct = torch.zeros(len(rows), len(depths), dtype=torch.bool)
     room, decoded = max(map(len, ends)) + ROOM, 0
     with (
@@ -78,7 +79,7 @@ def accuracy_by_depth(
                 texts = _decode(model, tokenizer, [prompts[i] for i in open_], depth, room) if open_ else []
                 for i, text in zip(open_, texts, strict=True):
                     correct[i, d] = final_answer(text) == rows[i]["answer"]
-                correct[chunk, d] |= right[:, d]
+                correct[chunk, d] |= right[:, d] & worth[chunk]
                 decoded += len(open_)
                 bar.update()
     return Depths(depths, correct, decoded)
