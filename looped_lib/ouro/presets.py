@@ -95,13 +95,13 @@ def word_problems() -> ChatDataConfig:
 
 
 def write_architecture(folder: str | Path, preset: str) -> Path:
-    """Write the config.json of a small preset's model (130,000 parameters in `cpu`) into `folder`, and return the folder."""
-    width = {"smoke": 32, "cpu": 64}[preset]
+    """Write the config.json of a small preset's model (120,000 parameters in `cpu`) into `folder`, and return the folder."""
+    width, layers = {"smoke": (32, 2), "cpu": (64, 1)}[preset]
     OuroConfig(
         vocab_size=512,
         hidden_size=width,
         intermediate_size=3 * width,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=1024,
         rope_theta=1e4,
@@ -114,10 +114,10 @@ def write_architecture(folder: str | Path, preset: str) -> Path:
 def _small_updates(preset: str) -> UpdatesConfig:
     cpu = preset == "cpu"
     return UpdatesConfig(
-        steps=2000 if cpu else 6,
+        steps=1800 if cpu else 6,
         batch_size=64 if cpu else 8,
         micro_batch=32 if cpu else 4,
-        lr=3e-3,
+        lr=8e-3,
         schedule="cosine",
         min_lr_ratio=0.05,
         precision="fp32",
