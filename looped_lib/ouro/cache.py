@@ -15,13 +15,16 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 
 class LoopedCache(Cache):
-    """What the model asks of a cache: `open_loop` before each loop, `close` after the last."""
+    """What the model asks of a cache: `begin` before new tokens, `open_loop` before each loop of them, `close` after the last."""
 
     may_stop_early = False  # whether loops may end before n_loops without leaving gaps
 
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=DynamicLayer)
         self.loop = 0
+
+    def begin(self, n_loops: int) -> None:
+        """New tokens follow, for at most `n_loops` loops."""
 
     def open_loop(self, t: int, reading: Bool[Tensor, "batch seq"] | None = None) -> None:
         """The updates that follow are those of loop t. `reading` marks the new positions that have not been read out yet."""
@@ -41,26 +44,18 @@ class LoopCache(LoopedCache):
     def __init__(self, n_layers: int):
         super().__init__()
         self.n_layers = n_layers
-        self.n_loops: int | None = None  # of the first call
+        self.n_loops: int | None = None  # of the text so far
 
-    def open_loop(self, t: int, reading: Bool[Tensor, "batch seq"] | None = None) -> None:
-        super().open_loop(t)
-        if t == self.n_loops:
-            self._refuse(f"more than {self.n_loops}")
+    def begin(self, n_loops: int) -> None:
+        if self.get_seq_length() and n_loops != self.n_loops:
+            raise ValueError(
+                f"this cache holds {self.n_loops} loops of the text so far, but {n_loops} were asked for on its next tokens: "
+                "keep n_loops for the whole text, or start with an empty cache"
+            )
+        self.n_loops = n_loops
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
         return super().update(key_states, value_states, self.loop * self.n_layers + layer_idx)
-
-    def close(self) -> None:
-        if self.n_loops is not None and self.loop + 1 < self.n_loops:
-            self._refuse(str(self.loop + 1))
-        self.n_loops = self.loop + 1
-
-    def _refuse(self, asked: str) -> None:
-        raise ValueError(
-            f"this cache holds {self.n_loops} loops of the text so far, but {asked} were run on its next tokens: "
-            "keep n_loops for the whole text, or start with an empty cache"
-        )
 
 
 class LastLoopCache(LoopedCache):

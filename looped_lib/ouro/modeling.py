@@ -152,8 +152,8 @@ class OuroModel(OuroPreTrainedModel):
     ) -> Loops:
         """Rotary tables and mask of a call, made once for all loops.
 
-        A row's first real token has position 0 wherever its padding is. Rows packed with several texts, told by `position_ids`
-        that restart, are blind to each other.
+        A row's first real token has position 0 wherever its padding is. Texts packed into one row, told by `position_ids` that
+        restart, are blind to each other: as in all of transformers, only without a mask and without a cache.
         """
         before = 0 if cache is None else cache.get_seq_length()
         padded = attention_mask is not None and attention_mask.ndim == 2
@@ -275,6 +275,8 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
             raise ValueError("give input_ids or inputs_embeds, one of them")
         h = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         cache = self._cache(past_key_values, use_cache)
+        if cache is not None:
+            cache.begin(n_loops)
         loops = self.model.context(h, attention_mask, position_ids, cache)
         mixing = labels is not None and entropy_weight is not None
         exits = Exits(threshold, exit_residual) if labels is None and (threshold < 1 or exit_residual is not None) else None
