@@ -2,8 +2,9 @@
 
     python -m looped_lib.ouro.harness EVALUATION.json OUT
 
-A cell is a checkpoint at a loop count on a task. One engine serves all tasks of a checkpoint at a depth (weights are loaded once per
-depth), in a process of its own (`harness_worker`): its memory is free when it ends, and a crash costs the cell it was at.
+A cell is a checkpoint at a loop count on a task. One engine serves all tasks of a checkpoint at a depth, so that weights are
+loaded once per depth, in a process of its own (`harness_worker`): its memory is free when it ends, and a crash costs the cell it
+was at.
 
     OUT/<checkpoint>/T=<depth>/<task>.json            what was measured, and with which settings; written when the cell is done
     OUT/<checkpoint>/T=<depth>/<task>.samples.jsonl   question, answer and grade of every problem
