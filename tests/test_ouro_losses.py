@@ -120,3 +120,15 @@ def test_bfloat16_trains():
     expected = tiny()(IDS, labels=LABELS, n_loops=3, entropy_weight=0.1).loss
     assert out.loss.dtype == torch.float32 and abs(out.loss - expected) < 0.05
     assert all(g.isfinite().all() for g in gradients(model, out.loss + out.penalty).values())
+
+
+def test_a_cache_is_refused_where_loops_are_computed_twice():
+    model = tiny().train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with pytest.raises(ValueError, match="use_cache must be off in training with gradient checkpointing"):
+        model(IDS, labels=LABELS, use_cache=True)
+
+
+def test_an_argument_that_does_not_exist_is_refused():
+    with pytest.raises(TypeError, match="n_loop"):
+        tiny()(IDS, n_loop=3)

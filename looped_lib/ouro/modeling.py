@@ -250,8 +250,8 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
         of_phi: OfPhi | None = None,
         output_hidden_states: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
-        **_: object,
     ) -> OuroOutput:
         """Logits after `n_loops` loops (the config's total_ut_steps if not given), and with `labels` a loss.
 
@@ -265,7 +265,9 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
                          Inside the forward pass, so that DDP and FSDP see one graph.
 
         Without a cache, and with a `LastLoopCache`, loops end once every position has exited; a `LoopCache` needs them all.
-        With labels all loops run, whatever the config's threshold. ValueError without a loop, or with labels and an exit.
+        With labels all loops run, whatever the config's threshold. Attention weights are not kept, and the output is always an
+        OuroOutput: `output_attentions` and `return_dict` are there because other libraries pass them. ValueError without a loop,
+        with labels and an exit, or with a cache that recomputation in the backward pass would fill twice.
         """
         n_loops = check_loops(n_loops, self.config)
         threshold = self.config.early_exit_threshold if exit_threshold is None else exit_threshold
@@ -276,6 +278,8 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
         h = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         cache = self._cache(past_key_values, use_cache)
         if cache is not None:
+            if self.model.gradient_checkpointing and self.training:
+                raise ValueError("use_cache must be off in training with gradient checkpointing, which computes every loop twice")
             cache.begin(n_loops)
         loops = self.model.context(h, attention_mask, position_ids, cache)
         mixing = labels is not None and entropy_weight is not None
