@@ -66,13 +66,13 @@ def whole_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """What `whole_moments` gave, into an optimizer whose parameters may be sharded."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    empty = get_optimizer_state_dict(model, optimizer, options=options)
+    groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
     state: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         parameter, key = name.removeprefix("adamw.").rsplit(".", 1)
         state.setdefault(parameter, {})[key] = tensor
-    set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": empty["param_groups"]}, options=options)
+    options = StateDictOptions(full_state_dict=True)
+    set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups}, options=options)
 
 
 def random_states() -> dict[str, Tensor]:
