@@ -22,7 +22,7 @@ import time
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -316,18 +316,26 @@ def main() -> None:
     args = parser.parse_args()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    trainer = None
     with process_group():
         try:
             trainer = prepare(from_dict(FinetuneConfig, read_json(args.config), str(args.config)), args.run_dir)
-        except (ValueError, FileNotFoundError) as e:
-            _end(e, status=2)
-        try:
             if trainer is not None:
                 train(trainer)
-        except (FloatingPointError, saving.SaveError) as e:
-            _end(e, status=1)
+        except Exception as e:
+            mendable = (ValueError, FileNotFoundError) if trainer is None else (FloatingPointError, saving.SaveError)
+            if _is_first_to_fail():
+                if not isinstance(e, mendable):
+                    raise
+                print(f"error: {e}", file=sys.stderr, flush=True)
+            sys.exit(2 if trainer is None else 1)
         if dist.is_initialized():
             dist.barrier()
+
+
+def _is_first_to_fail() -> bool:
+    """Whether no other process of the job failed before. If one did, this one has little to say but that it lost the other."""
+    return not dist.is_initialized() or dist.distributed_c10d._get_default_store().add("failed", 1) == 1
 
 
 def _end_with(torchrun: int) -> None:
@@ -335,13 +343,6 @@ def _end_with(torchrun: int) -> None:
     while os.getppid() == torchrun:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _end(e: Exception, status: int) -> NoReturn:
-    """End this process; the first one of the job to fail says why."""
-    if not dist.is_initialized() or dist.distributed_c10d._get_default_store().add("failed", 1) == 1:
-        print(f"error: {e}", file=sys.stderr, flush=True)
-    sys.exit(status)
 
 
 if __name__ == "__main__":
