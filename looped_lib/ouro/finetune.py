@@ -51,7 +51,7 @@ from looped_lib.ouro.folder import METRICS, MODEL, RESULT, STOP, write_config
 from looped_lib.ouro.modeling import OuroConfig
 from looped_lib.ouro.tokenizer import TURN_END
 from looped_lib.ouro.trainer import LoopedTrainer
-from looped_lib.processes import Processes, process_group
+from looped_lib.processes import Processes, leave, process_group
 from looped_lib.runs import provenance
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -331,6 +331,7 @@ def main() -> None:
             sys.exit(2 if trainer is None else 1)
         if dist.is_initialized():
             dist.barrier()
+    leave()  # while `trainer` is alive
 
 
 def _is_first_to_fail() -> bool:
