@@ -1,123 +1,226 @@
 """One engine of an evaluation, in a process of its own: a checkpoint at a loop count, on one task after another.
 
-    python -m looped_lib.ouro.harness_worker SPEC.json        (written by `harness`)
+    python -m looped_lib.ouro.harness_worker FOLDER        (FOLDER/spec.json is written by `harness`)
 
-Tasks are loaded before the engine starts, so that missing data costs no engine.
+Tasks are read before the engine starts, so that data that is not there costs no engine. FOLDER/at says which task is being read
+or measured; it is empty while the engine starts. An error in a task is that cell's failure, and ends the process: what it left
+behind in the engine is unknown, and the harness starts another one for the tasks that are left.
 """
 
-import json
+import os
+import signal
 import sys
+import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer, set_seed
+
 from looped_lib.config import from_dict
 from looped_lib.files import read_json, write_json, write_jsonl
+from looped_lib.ouro.cells import Cell, EvaluationConfig
 from looped_lib.ouro.evaluate import END_OF_TURN
-from looped_lib.ouro.harness import EvaluationConfig, settings, task_paths, write_local_tasks
+from looped_lib.ouro.harness_checks import first_line
 from looped_lib.runs import provenance
 
 
-def run(spec: dict[str, Any]) -> None:
-    """Measure the cells of `spec`, writing each result, or why there is none, as soon as it is known."""
-    from lm_eval.tasks import TaskManager
+class Worker:
+    """The cells of one checkpoint at one depth."""
 
-    config, folder = from_dict(EvaluationConfig, spec["config"]), Path(spec["folder"])
-    local = write_local_tasks(config, folder)
-    manager = TaskManager(include_path=[*task_paths(config), str(local)], include_defaults=bool(_of_lm_eval(config)))
-    tasks = {}
-    for name in spec["tasks"]:
+    def __init__(self, folder: Path):
+        self.spec = read_json(folder / "spec.json")
+        self.config: EvaluationConfig = from_dict(EvaluationConfig, self.spec["config"])
+        self.name, self.depth = self.spec["checkpoint"], self.spec["depth"]
+        self.source = self.config.checkpoints[self.name]
+        self.tokenizer = AutoTokenizer.from_pretrained(self.source)
+        self.cells = {task: Cell(self.name, self.depth, task, folder.parent) for task in self.spec["tasks"]}
+        self.at = folder / "at"
+
+    def run(self) -> None:
+        """Measure the cells, writing each result, or why there is none, as soon as it is known."""
+        tasks = {}
+        for name, file in self.spec["tasks"].items():
+            self.at.write_text(name)
+            try:
+                tasks[name] = self.read(name, file)
+            except Exception as e:  # whatever one task's data do, the other tasks go on
+                self.fail(e, name)
+        self.at.write_text("")
+        if not tasks:
+            return
         try:
-            tasks[name] = manager.load([name])["tasks"]
-        except Exception as e:  # whatever a task's data does, the other tasks go on
-            _fail(
-                spec,
-                name,
-                f"its data could not be loaded: {_first_line(e)}. Give a local copy in EvaluationConfig.data[{name!r}]",
+            engine = self.engine()
+        except Exception as e:
+            self.fail(e, *tasks)
+            return
+        for name, task in tasks.items():
+            self.at.write_text(name)
+            try:
+                self.measure(name, task, engine)
+            except Exception as e:
+                self.fail(e, name)
+                return
+
+    def read(self, name: str, file: str) -> Any:
+        """A task of lm-eval with its problems, as the config wants it. ValueError if a question leaves no room for an answer."""
+        from lm_eval.tasks import TaskManager
+        from lm_eval.tasks._yaml_loader import load_yaml
+
+        values, copy = load_yaml(file), self.config.data.get(name)
+        try:
+            own = values | (local_copy(values, Path(copy)) if copy else {})
+            task = TaskManager(include_defaults=False).load([own])["tasks"][name]
+        except Exception as e:
+            mend = f"look into {copy}" if copy else f"give a local copy of them in EvaluationConfig.data[{name!r}]"
+            raise ValueError(f"its problems cannot be read: {mend} ({first_line(e)})") from e
+        task.set_config("num_fewshot", self.config.fewshot)
+        task.set_fewshot_seed(self.config.seed)
+        room = 1
+        if task.OUTPUT_TYPE == "generate_until":
+            task.set_config("generation_kwargs", self.generation(), update=True)
+            room = self.config.max_new_tokens
+        task.build_all_requests(**self.asking(), chat_template=self.chat)
+        texts = ("".join(part for part in instance.args if isinstance(part, str)) for instance in task.instances)
+        longest = max(self.tokens(text) for text in texts)
+        if longest + room > self.config.max_len:
+            raise ValueError(
+                f"its longest question has {longest} tokens, with an answer of {room} more than EvaluationConfig.max_len "
+                f"{self.config.max_len}: raise that to {longest + room}, or lower max_new_tokens"
             )
-    if not tasks:
-        return
-    source = config.checkpoints[spec["checkpoint"]]
-    engine, stops = (_vllm if config.backend == "vllm" else _transformers)(config, source, spec["depth"])
-    (folder / "started").touch()
-    for name in tasks:
-        _measure(spec, config, name, engine, stops, manager)
+        return task
+
+    def measure(self, name: str, task: Any, engine: Any) -> None:
+        """Put the questions of a task to the engine, and write what it answers and how that is graded."""
+        from lm_eval.evaluator import evaluate
+
+        set_seed(self.config.seed)
+        start = time.perf_counter()
+        found = evaluate(engine, {"tasks": {name: task}}, **self.asking())
+        seconds = time.perf_counter() - start
+        rows = problems(found["samples"][name])
+        generated = sum(self.tokens(row["answer"]) for row in rows) if task.OUTPUT_TYPE == "generate_until" else None
+        write_jsonl(self.cells[name].samples, rows)
+        write_json(
+            self.cells[name].result,
+            {
+                **{"model": self.name, "task": name, "depth": self.depth, "metrics": metrics(found["results"][name])},
+                **{"samples": len(rows), "seconds": seconds, "tokens_per_sec": generated and generated / seconds},
+                **{"settings": self.config.decisive(), "source": self.source, "weights": self.spec["weights"]},
+                "provenance": provenance(),
+            },
+        )
+
+    def fail(self, e: Exception, *tasks: str) -> None:
+        """Write that cells failed, and why."""
+        traceback.print_exception(e)
+        for task in tasks:
+            cell = self.cells[task]
+            write_json(cell.failure, {"model": cell.checkpoint, "task": task, "depth": cell.depth, "reason": first_line(e)})
+
+    def asking(self) -> dict[str, Any]:
+        """How lm-eval puts a question."""
+        return {
+            "limit": self.config.limit or None,
+            "system_instruction": self.config.system_prompt or None,
+            "apply_chat_template": self.config.chat_template,
+            "fewshot_as_multiturn": True,
+        }
+
+    def generation(self) -> dict[str, Any]:
+        """How answers are generated. They end with the text, or with the turn of a chat."""
+        config, tokenizer = self.config, self.tokenizer
+        stops = [tokenizer.eos_token_id]
+        if END_OF_TURN in tokenizer.get_vocab():
+            stops.append(tokenizer.convert_tokens_to_ids(END_OF_TURN))
+        sampled = {"do_sample": config.temperature > 0, "temperature": config.temperature}
+        return {**sampled, "max_gen_toks": config.max_new_tokens, _STOPS[config.backend]: stops}
+
+    def chat(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A chat as the text that the engine gets."""
+        return self.tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    def tokens(self, text: str) -> int:
+        """Tokens of a text."""
+        return len(self.tokenizer(text).input_ids)
+
+    def engine(self) -> Any:
+        """lm-eval's engine of the config's backend, looping `depth` times."""
+        return (_vllm if self.config.backend == "vllm" else _transformers)(self.config, self.source, self.depth)
 
 
-def _of_lm_eval(config: EvaluationConfig) -> set[str]:
-    """Tasks that only lm-eval's own files define: reading those takes seconds."""
-    from lm_eval.tasks import TaskManager
-
-    return set(config.tasks) - set(TaskManager(include_path=task_paths(config), include_defaults=False).task_index)
+_STOPS = {"vllm": "stop_token_ids", "transformers": "eos_token_id"}
 
 
-def _measure(spec: dict[str, Any], config: EvaluationConfig, task: str, engine: Any, stops: dict[str, Any], manager: Any) -> None:
-    from lm_eval import simple_evaluate
+def local_copy(values: dict[str, Any], copy: Path) -> dict[str, Any]:
+    """What to change in the `values` of a task file so that it reads a local copy of its data.
 
-    generation = {"max_gen_toks": config.max_new_tokens, "do_sample": config.temperature > 0, **stops}
-    if config.temperature > 0 or config.backend == "vllm":
-        generation["temperature"] = config.temperature
-    start = time.perf_counter()
-    found = simple_evaluate(
-        engine,
-        tasks=[task],
-        num_fewshot=config.fewshot,
-        limit=config.limit or None,
-        system_instruction=config.system_prompt or None,
-        apply_chat_template=config.chat_template,
-        gen_kwargs=generation,
-        task_manager=manager,
-        random_seed=config.seed,
-        numpy_random_seed=config.seed,
-        torch_random_seed=config.seed,
-        fewshot_random_seed=config.seed,
-    )
-    seconds = time.perf_counter() - start
-    rows = [_sample(sample) for sample in sorted(found["samples"][task], key=lambda s: s["doc_id"])]
-    answers = {row["problem"]: row["answer"] for row in rows}  # a task with several filters has as many rows per problem
-    tokens = sum(len(engine.tok_encode(answer)) for answer in answers.values())
-    folder = Path(spec["folder"])
-    write_jsonl(folder / f"{task}.samples.jsonl", rows)
-    write_json(
-        folder / f"{task}.json",
-        {
-            **{"model": spec["checkpoint"], "task": task, "depth": spec["depth"]},
-            "metrics": _metrics(found["results"][task]),
-            **{"samples": len(answers), "seconds": seconds, "tokens_per_sec": tokens / seconds},
-            **{"settings": settings(config), "provenance": provenance()},
-        },
-    )
+    A folder is a copy of the dataset as the hub has it. A file holds the problems alone; few-shot examples are then chosen among
+    the others of them, unless the task brings its own.
+    """
+    if copy.is_dir():
+        return {"custom_dataset": None, "dataset_path": str(copy)}
+    split = values.get("test_split") or values["validation_split"]
+    kind = "parquet" if copy.suffix == ".parquet" else "json"
+    changed = {"custom_dataset": None, "dataset_path": kind, "dataset_name": None, "training_split": None}
+    changed["dataset_kwargs"] = {"data_files": {split: str(copy.resolve())}}
+    if "test_split" in values:  # lm-eval leaves the question itself out of its examples if the two splits are one by name
+        changed |= {"validation_split": None, "fewshot_split": None if _brings_examples(values) else split}
+    return changed
 
 
-def _metrics(values: dict[str, Any]) -> dict[str, tuple[float, float | None]]:
+def _brings_examples(values: dict[str, Any]) -> bool:
+    return bool((values.get("fewshot_config") or {}).get("samples"))
+
+
+def metrics(values: dict[str, Any]) -> dict[str, tuple[float, float | None]]:
     """lm-eval's {"exact_match,none": ..., "exact_match_stderr,none": ...} as {metric: (value, standard error)}."""
     out = {}
     for key, value in values.items():
         name, _, variant = key.partition(",")
-        if not isinstance(value, int | float) or name.endswith("_stderr") or not variant:
-            continue
-        stderr = values.get(f"{name}_stderr,{variant}")
-        label = name if variant == "none" else f"{name} ({variant})"
-        out[label] = (float(value), float(stderr) if isinstance(stderr, int | float) else None)
+        if variant and isinstance(value, int | float) and not name.endswith("_stderr"):
+            stderr = values.get(f"{name}_stderr,{variant}")
+            out[label(name, variant)] = (float(value), float(stderr) if isinstance(stderr, int | float) else None)
     return out
 
 
-def _sample(sample: dict[str, Any]) -> dict[str, Any]:
-    """One problem as it was put, answered and graded."""
-    metrics = {name: sample[name] for name in sample.get("metrics", []) if isinstance(sample.get(name), int | float)}
-    answer = sample["resps"][0][0]
-    return {
-        "problem": sample["doc_id"],
-        "question": sample["arguments"][0][0],
-        "target": str(sample["target"]),
-        "answer": answer if isinstance(answer, str) else json.dumps(answer),
-        "right": max(metrics.values(), default=None),
-        "filter": sample.get("filter", "none"),
-    }
+def problems(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """lm-eval's samples, one for each problem and filter, as one row per problem with a grade for each metric."""
+    rows = {}
+    for sample in sorted(samples, key=lambda s: s["doc_id"]):
+        answer = sample["resps"][0][0]
+        row = rows.setdefault(
+            sample["doc_id"],
+            {
+                "problem": sample["doc_id"],
+                "question": sample["arguments"][0][0],
+                "target": str(sample["target"]),
+                "answer": answer if isinstance(answer, str) else _likelihood(*answer),
+                "grades": {},
+            },
+        )
+        grades = {name: sample[name] for name in sample["metrics"] if isinstance(sample[name], int | float)}
+        row["grades"] |= {label(name, sample["filter"]): float(grade) for name, grade in grades.items()}
+    return list(rows.values())
 
 
-def _vllm(config: EvaluationConfig, source: str, depth: int) -> tuple[Any, dict[str, Any]]:
-    """lm-eval's vLLM engine, looping `depth` times, and the tokens that end an answer."""
+def label(metric: str, variant: str) -> str:
+    """A metric's name in our tables: with the filter that the answer went through, if there was one."""
+    return metric if variant == "none" else f"{metric} ({variant})"
+
+
+def _likelihood(log_probability: float, is_greedy: bool) -> str:
+    """What is asked of a task that generates nothing: how likely is the right answer?"""
+    return f"log-probability of the right answer {log_probability:.2f}; {'' if is_greedy else 'not '}the likeliest"
+
+
+def _vllm(config: EvaluationConfig, source: str, depth: int) -> Any:
     from lm_eval.api.registry import get_model
 
     arguments = {
@@ -129,41 +232,28 @@ def _vllm(config: EvaluationConfig, source: str, depth: int) -> tuple[Any, dict[
         "hf_overrides": {"total_ut_steps": depth},
         **config.engine,
     }
-    engine = get_model("vllm").create_from_arg_obj(arguments, {"batch_size": "auto"})
-    return engine, {"stop_token_ids": _stops(engine.tokenizer)}
+    return get_model("vllm").create_from_arg_obj(arguments, {"batch_size": "auto"})
 
 
-def _transformers(config: EvaluationConfig, source: str, depth: int) -> tuple[Any, dict[str, Any]]:
-    """lm-eval's transformers engine on our model, looping `depth` times, and the tokens that end an answer."""
+def _transformers(config: EvaluationConfig, source: str, depth: int) -> Any:
     import torch
     from lm_eval.models.huggingface import HFLM
-    from transformers import AutoTokenizer
 
     from looped_lib.ouro.modeling import OuroForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = OuroForCausalLM.from_pretrained(source, dtype=config.dtype, total_ut_steps=depth).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(source)
-    engine = HFLM(model, tokenizer=tokenizer, batch_size=config.batch_size, max_length=config.max_len)
-    return engine, {"eos_token_id": _stops(tokenizer)}
+    return HFLM(model, backend="causal", tokenizer=tokenizer, batch_size=config.batch_size, max_length=config.max_len)
 
 
-def _stops(tokenizer: Any) -> list[int]:
-    """The end of a text, and of a turn of a chat where the tokenizer has one."""
-    stops = [tokenizer.eos_token_id]
-    if END_OF_TURN in tokenizer.get_vocab():
-        stops.append(tokenizer.convert_tokens_to_ids(END_OF_TURN))
-    return stops
-
-
-def _fail(spec: dict[str, Any], task: str, reason: str) -> None:
-    where = {"model": spec["checkpoint"], "task": task, "depth": spec["depth"]}
-    write_json(Path(spec["folder"]) / f"{task}.failed.json", {**where, "reason": reason})
-
-
-def _first_line(e: BaseException) -> str:
-    return f"{type(e).__name__}: {e}".strip().split("\n")[0]
+def _end_with(parent: int) -> None:
+    """Nobody waits for an engine whose harness was killed: end it, and what it started."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    run(read_json(sys.argv[1]))
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    Worker(Path(sys.argv[1])).run()

