@@ -34,7 +34,7 @@ from looped_lib.files import read_json, write_json
 from looped_lib.metrics import MetricsLog
 from looped_lib.model import LoopedTransformer
 from looped_lib.objective import Objective, Terms
-from looped_lib.processes import Processes, process_group
+from looped_lib.processes import Processes, leave, process_group
 
 _DROPOUT, _CARRY = 0x300, 0x400  # one stream of random numbers each, from the same seed (others: `batches`, `regularizers`)
 
@@ -271,7 +271,9 @@ def main() -> None:
     args = parser.parse_args()
     config = from_dict(ExperimentConfig, json.loads(args.config.read_text()), str(args.config))
     with process_group():
-        train(config, args.run_dir)
+        trainer = Trainer(config, args.run_dir, progress=True)
+        trainer.run()
+    leave()  # while `trainer` is alive
 
 
 if __name__ == "__main__":

@@ -84,8 +84,9 @@ def test_the_life_of_a_job(folder):
     psutil.wait_procs(both, timeout=60)
     assert job.state == "failed" and not any(process.is_running() for process in both)
 
+    got_to = job.metrics().step.max()
     job = launch.start(c, run_dir, processes=2)
-    until(logged(job, 2 * EVERY + 1), job)
+    until(logged(job, got_to + 1), job)
     torchrun = read_json(run_dir / "job.json")["pid"]
     workers(torchrun)[1].kill()
     with pytest.raises(RuntimeError, match=r"(?s)failed; started again .*SIGKILL"):
