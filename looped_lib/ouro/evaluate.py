@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Int
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
@@ -100,7 +101,8 @@ def measure(run_dir: str | Path, depths: Sequence[int], problems: int = 500, pro
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()][:problems]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = OuroForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
-    found = accuracy_by_depth(model, AutoTokenizer.from_pretrained(folder), rows, depths, progress=progress)
+    with threadpool_limits(1):  # on matrices of a small model two threads mostly wait for each other
+        found = accuracy_by_depth(model, AutoTokenizer.from_pretrained(folder), rows, depths, progress=progress)
     write_json(path, {**asked, "accuracy": found.accuracy, "decoded": found.decoded, "provenance": provenance()})
     return found.accuracy
 
