@@ -5,10 +5,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+PATIENCE = timedelta(hours=2)  # with the first process, while it prepares data or writes; one that ends is noticed at once
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,16 @@ class Processes:
             dist.barrier()
 
 
-def leave() -> None:
-    """End this process of a torchrun job here and now, with success; does nothing outside of one.
+def leave(status: int = 0) -> None:
+    """End this process of a torchrun job here and now; does nothing outside of one.
 
-    Not by returning: the destructor of DDP's reducer, which holds the interpreter's lock, joins a thread of gloo's that may be waiting
-    for that lock to let go of a tensor, and then neither ever ends (seen with torch 2.13).
+    Not by returning: the destructor of DDP's reducer, which holds the interpreter's lock, joins a thread of gloo's that may be
+    waiting for that lock to let go of a tensor, and then neither ever ends (seen with torch 2.13).
     """
     if "WORLD_SIZE" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(status)
 
 
 @contextmanager
@@ -65,7 +68,7 @@ def process_group() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler, record
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import (
     AutoConfig,
@@ -326,9 +327,11 @@ def main() -> None:
             mendable = (ValueError, FileNotFoundError) if trainer is None else (FloatingPointError, saving.SaveError)
             if _is_first_to_fail():
                 if not isinstance(e, mendable):
-                    raise
-                print(f"error: {e}", file=sys.stderr, flush=True)
-            sys.exit(2 if trainer is None else 1)
+                    get_error_handler().record_exception(e)  # for torchrun's own report
+                print(f"error: {e}" if isinstance(e, mendable) else traceback.format_exc(), file=sys.stderr)
+            status = 2 if trainer is None else 1
+            leave(status)
+            sys.exit(status)
         if dist.is_initialized():
             dist.barrier()
     leave()  # while `trainer` is alive
