@@ -26,7 +26,7 @@ from looped_lib.ouro.config import ChatDataConfig, FinetuneConfig, UpdatesConfig
 from looped_lib.ouro.configuration import OuroConfig
 from looped_lib.ouro.modeling import OuroForCausalLM
 from looped_lib.ouro.word_problems import generate
-from looped_lib.processes import process_group
+from looped_lib.processes import leave, process_group
 from looped_lib.runs import find_root
 from looped_lib.samplers import FixedLoops
 
@@ -132,9 +132,12 @@ def _work(runs: Sequence[Run], rank: int, processes: int, port: int, prepare: Pr
         sys.argv = ["finetune", str(path), str(runs[0][1])]
         finetune.main()
     else:
+        kept = []  # a trainer whose life ends here may not let the process go on (see `processes.leave`)
         with process_group():
             for config, run_dir in runs:
-                finetune.finetune(config, run_dir)
+                kept.append(trainer := finetune.prepare(config, run_dir))
+                finetune.train(trainer)
+        leave()
 
 
 def weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
