@@ -79,7 +79,11 @@ class JacobianPenalty:
         if tokens is None:
             return self._mean(step, h, None, generator, f"vector.{rank}")
         marked = tokens[..., None].to(h.dtype)
-        return self._mean(lambda x: step(x) * marked, h, marked, generator, f"vector.{rank}")
+
+        def block(x: Stream) -> Stream:
+            return step(torch.where(tokens[..., None], x, h)) * marked
+
+        return self._mean(block, h, marked, generator, f"vector.{rank}")
 
     def state(self) -> dict[str, Tensor]:
         """The persistent vectors, one per rank that has called; empty unless `config.persistent`."""
