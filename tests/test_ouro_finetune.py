@@ -221,6 +221,18 @@ def test_a_penalty_of_marked_positions_is_that_of_their_block_of_the_jacobian(fo
     torch.testing.assert_close(got, torch.stack(expected).mean(), rtol=1e-9 if quantity == "squared_fro" else 1e-3, atol=0)
 
 
+@pytest.mark.parametrize("product", ["vjp", "jvp", "finite_difference"])
+def test_marked_positions_are_a_block_of_any_map(product):
+    """One that mixes all positions, which the model's mask does not let padding do."""
+    a = torch.randn(6, 6, dtype=torch.float64)
+    h, tokens = torch.randn(1, 3, 2, dtype=torch.float64), torch.tensor([[True, False, True]])
+    estimator, real = JacobianPenalty(PenaltyConfig(weight=0.1, product=product), 0), torch.tensor([0, 1, 4, 5])
+    got = estimator.of(lambda x: (x.flatten(1) @ a.T).view_as(x), h, 0, tokens=tokens)
+    probe, block = random_signs(h, estimator._generator(h, 0, 0)).flatten()[real], a[real][:, real]
+    image = probe @ block if product == "vjp" else block @ probe
+    torch.testing.assert_close(got, image.square().sum() / 4, rtol=1e-8, atol=0)
+
+
 def test_the_gate_is_trained_by_the_mixture_alone(folder, two):
     start = AutoModelForCausalLM.from_pretrained(folder / "start").state_dict()
     for name, c in two.items():
