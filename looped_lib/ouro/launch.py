@@ -50,13 +50,14 @@ class Job:
         return pd.DataFrame(read_metrics(path) if path.exists() else [])
 
     def error(self) -> str:
-        """Why the job failed: its `error:` line, or else the end of what it printed since it was last started."""
+        """Why the job failed: its `error:` line, or else what killed a process, and the end of its last start's log."""
         if not (self.run_dir / JOB).exists():
             return ""
         printed = (self.run_dir / LOG).read_bytes()[read_json(self.run_dir / JOB)["log_starts"] :]
         lines = printed.decode("utf-8", errors="replace").splitlines()
         said = [line for line in lines if line.startswith("error: ")]
-        return said[-1] if said else "\n".join(lines[-25:])
+        killed = [line.split(" : ")[-1] for line in lines if "received by PID" in line and "SIGTERM" not in line]
+        return said[-1] if said else "\n".join([*killed, *lines[-25:]])
 
     def stop(self, timeout: float = 600.0) -> None:
         """End the job after its next logged update, with a checkpoint; returns when it has ended. TimeoutError if it does not."""
