@@ -137,7 +137,11 @@ def test_folders_without_a_job(tmp_path):
 
 def test_an_error_is_that_of_the_last_start(tmp_path):
     first, second = "error: no such column\n", "Traceback\nValueError: a bug\n"
-    (tmp_path / launch.LOG).write_text(first + second)
-    for starts, said in ((0, "error: no such column"), (len(first), "Traceback\nValueError: a bug")):
+    third = "  traceback : Signal 9 (SIGKILL) received by PID 7\n" + "a line\n" * 25
+    (tmp_path / launch.LOG).write_text(first + second + third)
+    for starts, said in (
+        (0, "error: no such column"),
+        (len(first) + len(second), "Signal 9 (SIGKILL) received by PID 7" + "\na line" * 25),
+    ):
         write_json(tmp_path / launch.JOB, {"pid": 0, "created": 0.0, "log_starts": starts})
         assert launch.Job(tmp_path).error() == said
