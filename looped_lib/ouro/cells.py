@@ -23,7 +23,7 @@ from looped_lib.files import read_json
 from looped_lib.ouro.config import SYSTEM_PROMPT
 
 Backend = Literal["vllm", "transformers"]
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["bfloat16", "float32"]
 # The metric that stands for a task is the first of these that it has.
 HEADLINES = ("math_verify", "exact_match (flexible-extract)", "exact_match", "acc")
 # Other settings, such as the batch size, say how a cell is measured, not what.
@@ -57,8 +57,8 @@ class EvaluationConfig:
     """0 is greedy."""
     limit: int = 0
     """Problems of each task, the first ones; 0 takes all."""
-    dtype: Dtype = "auto"
-    """Precision of the weights; auto is the checkpoint's own."""
+    dtype: Dtype = "bfloat16"
+    """Precision of weights and products."""
     batch_size: int = 16
     """Problems the transformers backend answers at once; vLLM fills its own batches."""
     engine: dict[str, Any] = field(default_factory=dict)
@@ -160,6 +160,21 @@ def failures(out: str | Path) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["model", "task", "depth", "reason"])
 
 
+def record(out: str | Path) -> dict[str, Any]:
+    """All of `results` and `failures` as JSON: as tables, and each task's headline by model and task at each of `depths`."""
+    table, failed = results(out), failures(out)
+    grid = headlines(table).set_index(["model", "task", "depth"])
+    depths = sorted(int(depth) for depth in table["depth"].unique())
+    names = {f"{model}, {task}": (model, task) for model, task, _ in grid.index}
+    return {
+        "depths": depths,
+        "accuracy": {name: _plain(grid.loc[key, "value"].reindex(depths)) for name, key in names.items()},
+        "seconds": {name: float(grid.loc[key, "seconds"].sum()) for name, key in names.items()},
+        "table": [dict(zip(table, row, strict=True)) for row in zip(*map(_plain, (table[c] for c in table)), strict=True)],
+        "failures": failed.to_dict("records"),
+    }
+
+
 def samples(out: str | Path, task: str) -> pd.DataFrame:
     """A row per problem of a task, model and depth: question, target, answer, and right, the answer's grade by the headline."""
     rows = []
@@ -182,3 +197,8 @@ def drops(table: pd.DataFrame) -> pd.DataFrame:
     means = table.groupby(["model", "depth"], sort=False).agg(value=("value", "mean"), n=("task", "nunique")).reset_index()
     means = means[means["n"] == means.groupby("model")["n"].transform("max")].drop(columns="n").reset_index(drop=True)
     return means.assign(drop=means.groupby("model")["value"].transform("max") - means["value"])
+
+
+def _plain(column: pd.Series) -> list[Any]:
+    """Its values as JSON has them, None where there is none."""
+    return column.astype(object).where(column.notna(), None).tolist()

@@ -93,12 +93,15 @@ def _run_engine(config: EvaluationConfig, checked: Checked, left: list[Cell], ba
 
 
 def _end(worker: subprocess.Popen) -> None:
-    """End a worker that still runs, and all processes of its session."""
-    for kind, seconds in ((signal.SIGTERM, 5), (signal.SIGKILL, None)):
+    """End a worker that still runs, and all processes of its session; also if the user interrupts once more."""
+    try:
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(worker.pid, signal.SIGTERM)
+            worker.wait(5)
+    finally:
         with suppress(ProcessLookupError):
-            os.killpg(worker.pid, kind)
-        with suppress(subprocess.TimeoutExpired):
-            worker.wait(seconds)
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
 
 
 def _lost(left: list[Cell]) -> list[Cell]:

@@ -8,8 +8,10 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants
 from transformers import AutoConfig, AutoTokenizer
@@ -109,20 +111,28 @@ def _check_checkpoint(config: EvaluationConfig, name: str, offline: bool) -> str
 
 
 def _task_files(config: EvaluationConfig, asked: set[str]) -> dict[str, str]:
-    """The file of each task: of this package, of `task_folder`, or of lm-eval, whose many are read only if they are asked for."""
+    """The file of each task asked for: of `task_folder`, of this package, or else of lm-eval."""
     from lm_eval.tasks import TaskManager  # slow to import
 
-    folders = [str(TASKS), *([config.task_folder] if config.task_folder else [])]
-    manager = TaskManager(include_path=folders, include_defaults=False)
-    if not asked <= set(manager.all_subtasks):
-        manager = TaskManager(include_path=folders)
-    for task in asked:
-        if task in manager.all_groups or task in manager.all_tags:
-            raise ConfigError(f"EvaluationConfig.tasks: {task} is a group of tasks: name those you want")
-        if task not in manager.all_subtasks:
-            near = get_close_matches(task, manager.all_subtasks, n=5) or ["none"]
+    folders = [str(TASKS), *([config.task_folder] if config.task_folder else [])]  # the later one goes first
+    ours, files = TaskManager(include_path=folders, include_defaults=False), {}
+    for task in (task for task in config.tasks if task in asked):
+        manager = ours if task in ours.all_tasks else _lm_evals()
+        if task not in manager.all_tasks:
+            near = get_close_matches(task, [*ours.all_subtasks, *manager.all_subtasks], n=5) or ["none"]
             raise ConfigError(f"EvaluationConfig.tasks: there is no task {task}; near it: {', '.join(near)}")
-    return {task: str(manager.task_index[task].yaml_path) for task in config.tasks if task in asked}
+        if task not in manager.all_subtasks:
+            raise ConfigError(f"EvaluationConfig.tasks: {task} is a group of tasks: name those you want")
+        files[task] = str(manager.task_index[task].yaml_path)
+    return files
+
+
+@lru_cache
+def _lm_evals() -> Any:
+    """lm-eval's own tasks: many thousand files, which are only read if one of them is asked for."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _hub_answers() -> bool:

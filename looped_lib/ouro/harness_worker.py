@@ -25,6 +25,8 @@ from looped_lib.ouro.evaluate import END_OF_TURN
 from looped_lib.ouro.harness_checks import first_line
 from looped_lib.runs import provenance
 
+SMALL = 10_000_000  # parameters
+
 
 class Worker:
     """The cells of one checkpoint at one depth."""
@@ -243,6 +245,8 @@ def _transformers(config: EvaluationConfig, source: str, depth: int) -> Any:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = OuroForCausalLM.from_pretrained(source, dtype=config.dtype, total_ut_steps=depth).to(device).eval()
+    if device == "cpu" and model.num_parameters() < SMALL:
+        torch.set_num_threads(1)  # on small matrices two threads mostly wait for each other
     tokenizer = AutoTokenizer.from_pretrained(source)
     return HFLM(model, backend="causal", tokenizer=tokenizer, batch_size=config.batch_size, max_length=config.max_len)
 
