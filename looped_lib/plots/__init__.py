@@ -1,5 +1,6 @@
 """Figures: tidy data in, plotly Figures out."""
 
+from looped_lib.plots.benchmarks import benchmarks, drop_from_peak
 from looped_lib.plots.curves import (
     accuracy_by_depth,
     exit_tradeoff,
@@ -18,6 +19,8 @@ from looped_lib.plots.walk import Walk, walk_figure, walk_slider
 __all__ = [
     "Walk",
     "accuracy_by_depth",
+    "benchmarks",
+    "drop_from_peak",
     "dynamics_sentences",
     "eigenvalue_cloud",
     "exit_tradeoff",

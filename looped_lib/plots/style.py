@@ -17,7 +17,7 @@ TEMPLATE = go.layout.Template(
         "yaxis": {"showline": True, "linecolor": "#444", "gridcolor": "#e6e6e6", "zeroline": False, "ticks": "outside"},
         "legend": {"bgcolor": "rgba(255,255,255,0.8)"},
         "title": {"x": 0, "xref": "paper"},  # the centre is where plotly's buttons are
-        "margin": {"l": 70, "r": 20, "t": 60, "b": 60},
+        "margin": {"l": 70, "r": 20, "t": 60, "b": 70},
     }
 )
 
