@@ -22,17 +22,18 @@ RUNS = {
     },
     "04_trajectory_pca": {"fixed", "random", "stars"},
     "05_ouro_finetune": {"base-seed0", "sft-seed0", "stars-seed0"},
+    "06_ouro_evaluate": {"random, word_problems"},
 }
-FIRST_DEPTH = {"05_ouro_finetune": 1}  # a model that is read out after no loop at all is not Ouro
-PARAMETERS = {"04_trajectory_pca": {"certify_loops": 200}}
+DEPTHS = {"05_ouro_finetune": list(range(1, 13)), "06_ouro_evaluate": [2, 4]}  # read out after no loop at all it is not Ouro
+PARAMETERS = {"04_trajectory_pca": {"max_depth": 12, "certify_loops": 200}, "06_ouro_evaluate": {"backend": "transformers"}}
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_runs_in_the_smoke_preset(notebook, tmp_path):
-    parameters = {"preset": "smoke", "max_depth": 12, "out": str(tmp_path), **PARAMETERS.get(notebook.stem, {})}
+    parameters = {"preset": "smoke", "out": str(tmp_path), **PARAMETERS.get(notebook.stem, {"max_depth": 12})}
     executed = execute(notebook, tmp_path, parameters)
     result = read_json(tmp_path / "result.json")
-    depths = list(range(FIRST_DEPTH.get(notebook.stem, 0), 13))
+    depths = DEPTHS.get(notebook.stem, list(range(13)))
     assert result["depths"] == depths
     assert set(result["accuracy"]) == set(result["seconds"]) == RUNS[notebook.stem]
     for values in result["accuracy"].values():
@@ -46,6 +47,9 @@ def test_runs_in_the_smoke_preset(notebook, tmp_path):
 
     if notebook.stem == "04_trajectory_pca":
         check_dynamics(result)
+    if notebook.stem == "06_ouro_evaluate":
+        assert [row["task"] for row in result["table"]] == ["word_problems"] * 2 and result["failures"] == []
+        assert "not run" in page and "T = 4" in page  # the paper's table and the answers, without a kernel
 
 
 def check_dynamics(result):

@@ -1,13 +1,16 @@
 """The README's tree, commands and example are true."""
 
+import json
 import re
 import subprocess
 import sys
 
 import pytest
 
-from looped_lib.config import to_dict
+from looped_lib.config import from_dict, to_dict
 from looped_lib.files import read_json, write_json
+from looped_lib.ouro.cells import EvaluationConfig
+from looped_lib.ouro.harness_presets import evaluation
 from looped_lib.ouro.presets import pretraining, write_architecture
 from looped_lib.presets import base
 from looped_lib.runs import find_root
@@ -80,6 +83,7 @@ def project(tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     write_json(tmp_path / "CONFIG.json", to_dict(base("smoke")))
+    write_json(tmp_path / "EVALUATION.json", to_dict(evaluation("smoke", tmp_path, depths=2, backend="transformers")))
     write_json(tmp_path / "FINETUNE.json", to_dict(pretraining("smoke", write_architecture(tmp_path / "architecture", "smoke"))))
     return tmp_path
 
@@ -90,6 +94,11 @@ def test_commands_run_as_written(command, project):
     done = subprocess.run(command, shell=True, cwd=project, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert set(project.iterdir()) > before
+
+
+def test_the_example_of_a_config_is_one():
+    (example,) = blocks("json")
+    assert from_dict(EvaluationConfig, json.loads(example)).data == {"gsm8k": "copies/gsm8k"}
 
 
 @pytest.mark.parametrize("code", blocks("python"))
