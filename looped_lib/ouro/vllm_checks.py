@@ -12,6 +12,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 from looped_lib.ouro.configuration import OuroConfig
 from looped_lib.ouro.kv_memory import check_cache_memory, kv_bytes_per_token
@@ -40,6 +41,8 @@ class EngineChecks(VerifyAndUpdateConfig):
                 f"pipeline_parallel_size must be 1 for Ouro, got {parallel.pipeline_parallel_size}: every loop runs through all "
                 "layers; use tensor_parallel_size for several devices"
             )
+        if current_platform.is_cpu() and config.head_dim not in (sizes := CPUAttentionBackend.get_supported_head_sizes()):
+            raise ValueError(f"head_dim must be one of {sizes} for vLLM on a CPU, got {config.head_dim}: use transformers")
         width = kv_cache_dtype_str_to_dtype(vllm_config.cache_config.cache_dtype, model).itemsize
         tensor_parallel = parallel.tensor_parallel_size
         logger.info(

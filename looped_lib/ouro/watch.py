@@ -24,10 +24,12 @@ def watch(job: Job, updates: int, live: bool = True) -> Job:
     if (job.run_dir / RESULT).exists():
         print(f"{name}: finished before, {read_json(job.run_dir / RESULT)['seconds']:.0f} s")
         return job
-    curves = go.FigureWidget(finetuning({name: job.metrics()})) if live else None
+    before = job.metrics()
+    curves = go.FigureWidget(finetuning({name: before})) if live else None
     if curves is not None:
         display(curves)
-    with tqdm(total=updates, desc=name, unit="update") as bar:
+    done = 0 if before.empty else int(before.step.iloc[-1])  # or the time left would count what was done before we looked
+    with tqdm(total=updates, initial=done, desc=name, unit="update") as bar:
 
         def look(job: Job) -> None:
             table = job.metrics()
