@@ -92,7 +92,7 @@ def test_watching_follows_a_job_to_its_end(tmp_path, monkeypatch, capfd):
 
 
 def test_watching_a_failed_job_says_why(tmp_path):
-    write_json(tmp_path / JOB, {"pid": 2**22 + 1, "created": 0.0})
+    write_json(tmp_path / JOB, {"pid": 2**22 + 1, "created": 0.0, "log_starts": 0})
     (tmp_path / LOG).write_text("noise\nerror: UpdatesConfig.lr must be a number\nmore noise\n")
     with pytest.raises(RuntimeError, match="error: UpdatesConfig.lr must be a number"):
         watch.watch(Job(tmp_path), updates=1, live=False)
