@@ -72,7 +72,9 @@ def test_the_numbers_of_the_tiny_ouro_are_the_recorded_ones():
         result = read_json(path)
         for name, accuracy in result["accuracy"].items():
             solved.setdefault(name.split("-")[0], []).append(dict(zip(result["depths"], accuracy, strict=True)))
-    mean = {name: {depth: 100 * sum(s[depth] for s in seeds) / len(seeds) for depth in seeds[0]} for name, seeds in solved.items()}
+    mean = {
+        name: {depth: 100 * sum(s[depth] for s in seeds) / len(seeds) for depth in seeds[0]} for name, seeds in solved.items()
+    }
     quoted = [float(n) for n in re.findall(r"([\d.]+) %", re.search(r"On the tiny Ouro.*?STARS \d+ %:", TEXT, re.S)[0])]
     there = [mean[name][depth] for name, depth in (("sft", 8), ("random", 8), ("stars", 8), ("random", 16), ("stars", 16))]
     assert all(len(seeds) == 3 for seeds in solved.values())
