@@ -7,10 +7,10 @@ that torch and transformers take to import. What they run is what torchrun's wou
 import json
 import multiprocessing
 import os
-import socket
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 import datasets
 import torch
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
 from looped_lib.config import PenaltyConfig, to_dict
 from looped_lib.files import write_jsonl
@@ -74,26 +75,45 @@ def config(folder: Path, **changes) -> FinetuneConfig:
 def own_cache(folder: Path) -> None:
     """Tokenised rows are cached under `folder`, not in the user's cache."""
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
-    datasets.disable_progress_bars()
 
 
-def start(runs: Sequence[Run], processes: int, prepare: Prepare | None = None, *args) -> list[BaseProcess]:
-    """Processes of one job that do the runs one after the other (one run: by command), having called `prepare(rank, *args)`."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    job = [CONTEXT.Process(target=_work, args=(runs, rank, processes, port, prepare, *args)) for rank in range(processes)]
-    for process in job:
+@contextmanager
+def inputs(folder: Path) -> Iterator[Path]:
+    """The folder, with what `config` needs; jobs in its subfolders, and runs in this process, use its cache."""
+    write_inputs(folder)
+    before = datasets.config.HF_DATASETS_CACHE
+    own_cache(folder)
+    yield folder
+    datasets.config.HF_DATASETS_CACHE = before
+
+
+@dataclass
+class Job:
+    """Processes that do runs one after the other, and the store that they find each other by, which torchrun would keep."""
+
+    processes: list[BaseProcess]
+    store: TCPStore
+
+    def statuses(self) -> list[int | None]:
+        """Exit statuses by rank, once all have ended."""
+        for process in self.processes:
+            process.join(120)
+        return [process.exitcode for process in self.processes]
+
+
+def start(runs: Sequence[Run], processes: int, prepare: Prepare | None = None, *args) -> Job:
+    """Start a job whose processes first call `prepare(rank, *args)`. One run is done as the command does it."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    work = [CONTEXT.Process(target=_work, args=(runs, rank, processes, store.port, prepare, *args)) for rank in range(processes)]
+    for process in work:
         process.start()
-    return job
+    return Job(work, store)
 
 
 def run(runs: Sequence[Run], processes: int, prepare: Prepare | None = None, *args) -> None:
     """`start`, to the end, which must be a good one."""
-    job = start(runs, processes, prepare, *args)
-    for process in job:
-        process.join(120)
-    assert [process.exitcode for process in job] == [0] * processes, log(runs[0][1], 0) + log(runs[0][1], 1)
+    statuses = start(runs, processes, prepare, *args).statuses()
+    assert statuses == [0] * processes, log(runs[0][1], 0) + log(runs[0][1], 1)
 
 
 def log(run_dir: Path, rank: int) -> str:
@@ -121,7 +141,7 @@ def eager_compiler(rank: int) -> None:
 
 def _work(runs: Sequence[Run], rank: int, processes: int, port: int, prepare: Prepare | None, *args) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     sys.stdout = sys.stderr = open(f"{runs[0][1]}.rank{rank}.log", "a", buffering=1)  # noqa: SIM115
     own_cache(runs[0][1].parent)
     if prepare is not None:

@@ -4,13 +4,13 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ouro_jobs import TOKENIZER, config, finetune, own_cache, write_inputs
+from ouro_jobs import TOKENIZER, config, finetune, inputs
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, LlamaConfig
 
@@ -27,11 +27,9 @@ from looped_lib.samplers import FixedLoops, LogNormalLoops
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("config")
-    write_inputs(folder)
-    own_cache(folder)
-    return folder
+def folder(tmp_path_factory) -> Iterator[Path]:
+    with inputs(tmp_path_factory.mktemp("config")) as folder:
+        yield folder
 
 
 def test_the_paper_preset_is_the_recipe_of_the_paper():

@@ -6,30 +6,29 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
-from ouro_jobs import assert_equal, config, metrics, own_cache, run, weights, write_inputs
+from ouro_jobs import assert_equal, config, inputs, log, metrics, run, start, weights
 
 from looped_lib.checks import ConfigError
 from looped_lib.config import PenaltyConfig, to_dict
 from looped_lib.files import read_json, write_json
 from looped_lib.ouro import launch
 from looped_lib.ouro.config import FinetuneConfig
+from looped_lib.ouro.modeling import OuroForCausalLM
 from looped_lib.samplers import UniformLoops
 
 STEPS, EVERY = 60, 4
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("launch")
-    write_inputs(folder)
-    own_cache(folder)
-    return folder
+def folder(tmp_path_factory) -> Iterator[Path]:
+    with inputs(tmp_path_factory.mktemp("launch")) as folder:
+        yield folder
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +58,7 @@ import json, sys
 from looped_lib.config import from_dict
 from looped_lib.ouro import launch
 from looped_lib.ouro.config import FinetuneConfig
+from looped_lib.ouro.modeling import OuroForCausalLM
 launch.start(from_dict(FinetuneConfig, json.load(open(sys.argv[1]))), sys.argv[2], processes=2)
 """
 
@@ -113,18 +113,27 @@ def workers(torchrun: int) -> list[psutil.Process]:
     return [p for p in psutil.Process(torchrun).children() if "looped_lib.ouro.finetune" in p.cmdline()]
 
 
-def test_a_wrong_setting_is_one_line_whatever_the_number_of_processes(folder):
-    """Here only the first process sees it, while the other waits for the data."""
-    c = config(folder)
-    job = launch.start(replace(c, data=replace(c.data, prompt_column="question")), folder / "column", processes=2)
-    with pytest.raises(RuntimeError, match="failed; started again"):
-        job.wait()
-    lines = (folder / "column" / launch.LOG).read_text().splitlines()
-    said = [line for line in lines if line.startswith("error: ")]
-    assert len(said) == 1 and job.error() == said[0] and "ChatDataConfig.prompt_column must be a column of" in said[0]
-    assert not any(line.startswith("[rank") for line in lines)
-    assert [line for line in lines if "Traceback" in line] == ["Traceback (most recent call last):"]  # torchrun's own
-    assert "2" in {line.split()[2] for line in lines if line.strip().startswith("exitcode")}  # the other may be ended before
+def test_what_only_the_first_process_sees_is_one_line_of_all(folder):
+    """The other one, which waited for the data, has nothing to say."""
+    c, run_dir = config(folder), folder / "column"
+    statuses = start([(replace(c, data=replace(c.data, prompt_column="question")), run_dir)], 2).statuses()
+    printed = log(run_dir, 0) + log(run_dir, 1)
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "ChatDataConfig.prompt_column must be a column of" in errors[0]
+    assert "Traceback" not in printed and statuses == [2, 2]
+
+
+def damaged(rank: int, who: int) -> None:
+    """A mistake in the code of one process only."""
+    if rank == who:
+        OuroForCausalLM.forward = lambda self, **kwargs: {}["loss"]
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_mistake_in_one_process_ends_all_with_its_traceback(folder, who):
+    run_dir = folder / f"damaged_{who}"
+    assert start([(config(folder), run_dir)], 2, damaged, who).statuses() == [1, 1]
+    assert "KeyError: 'loss'" in log(run_dir, who) and "Traceback" not in log(run_dir, 1 - who)
 
 
 def test_folders_without_a_job(tmp_path):

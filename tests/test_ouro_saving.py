@@ -1,17 +1,16 @@
 """Checkpoints of fine-tuning: bit-identical after a kill or a stop, on DDP, FSDP2 and LoRA; whole or not there; a full disk."""
 
 import errno
-import os
 import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from ouro_jobs import assert_equal, config, finetune, log, metrics, own_cache, run, start, training, weights, write_inputs
+from ouro_jobs import assert_equal, config, finetune, inputs, log, metrics, run, start, training
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -28,11 +27,9 @@ SAME = ("step", "loss", "penalty", "n_loops", "learning_rate", "grad_norm", "epo
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("saving")
-    write_inputs(folder)
-    own_cache(folder)
-    return folder
+def folder(tmp_path_factory) -> Iterator[Path]:
+    with inputs(tmp_path_factory.mktemp("saving")) as folder:
+        yield folder
 
 
 def interrupted(folder: Path, **changes) -> FinetuneConfig:
@@ -52,14 +49,11 @@ def interrupted(folder: Path, **changes) -> FinetuneConfig:
     )
 
 
-FINITE = PenaltyConfig(weight=0.2, share=1.0, onset=0, product="finite_difference")
-KINDS = {
-    "ddp": {},
-    "fsdp2": {"penalty": FINITE, "parallel": "fsdp2"},
-    "lora": {"lora_rank": 2},
-    "mixture": {"loss": "gate_mixture"},
-    "fixed": {"loops": UniformLoops(low=2, high=2), "penalty": FINITE},
+FIXED = {
+    "loops": UniformLoops(low=2, high=2),
+    "penalty": PenaltyConfig(weight=0.2, share=1.0, onset=0, product="finite_difference"),
 }
+KINDS = {"ddp": {}, "fsdp2": {"parallel": "fsdp2", **FIXED}, "lora": {"lora_rank": 2, **FIXED}}
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +91,17 @@ def resumed(folder, whole) -> Path:
     return folder / "resumed"
 
 
+def final(run_dir: Path, where: str = f"checkpoints/step_{STEPS:08d}") -> dict[str, torch.Tensor]:
+    """The weights, or adapters, that a run ended with."""
+    (file,) = [path for path in (run_dir / where).glob("*model.safetensors")]
+    return load_file(file)
+
+
 def assert_same(a: Path, b: Path) -> None:
     """Weights, moments, random states and log, to the last bit; every update logged once."""
-    name = "adapter_model" if (a / "model" / "adapter_model.safetensors").exists() else "model"
-    last = [saving.checkpoint_folder(x, STEPS) / f"{name}.safetensors" for x in (a, b)]
-    assert_equal(*map(load_file, last))
-    assert_equal(*(load_file(x / "model" / f"{name}.safetensors") for x in (a, b)))
+    assert_equal(final(a), final(b))
+    for x in (a, b):
+        assert_equal(final(x), final(x, "model"))
     assert_equal(training(a, STEPS, ""), training(b, STEPS, ""))
     lines = [[{key: line[key] for key in SAME} for line in metrics(x)] for x in (a, b)]
     assert lines[0] == lines[1] and [line["step"] for line in lines[0]] == list(range(1, STEPS + 1))
@@ -137,18 +136,18 @@ def test_what_is_restored_is_what_was_saved(folder, resumed):
     assert saved.keys() - moments.keys() == {"random.0.cpu", "random.1.cpu"}
 
 
-@pytest.mark.parametrize("kind", ["fixed", "fsdp2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_run_goes_on_with_another_number_of_processes(folder, whole, resumed, kind):
     """Where depths are fixed, to the same weights up to rounding; drawn ones are others then, as each is of a micro-batch."""
     run_dir = folder / "stopped" / kind
     finetune.finetune(interrupted(folder, **KINDS[kind]), run_dir)
     lines, expected = metrics(run_dir), metrics(whole / kind)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1)) and lines[:4] == metrics(resumed / kind)[:4]
-    if kind == "fixed":
+    if kind != "ddp":
         for name in ("loss", "penalty", "grad_norm"):
             assert [line[name] for line in lines] == pytest.approx([line[name] for line in expected], rel=1e-5)
-        for name, w in weights(run_dir, STEPS).items():
-            torch.testing.assert_close(w, weights(whole / kind, STEPS)[name], rtol=0, atol=1e-5)
+        for name, w in final(run_dir).items():
+            torch.testing.assert_close(w, final(whole / kind)[name], rtol=0, atol=1e-5)
 
 
 def slow_saving(rank: int) -> None:
@@ -170,13 +169,11 @@ def test_a_killed_run_goes_on_to_the_same_bits(folder, whole, tmp_path, moment):
     job = start([(c, run_dir)], 2, *([slow_saving] if moment == "partial" else []))
     deadline = time.monotonic() + 120
     while not (run_dir / "checkpoints" / wanted).exists() and time.monotonic() < deadline:
-        assert all(process.is_alive() for process in job), log(run_dir, 0)
+        assert all(process.is_alive() for process in job.processes), log(run_dir, 0)
         time.sleep(0.002)
-    for process in job:
-        os.kill(process.pid, signal.SIGKILL)
-    for process in job:
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
+    for process in job.processes:
+        process.kill()
+    assert job.statuses() == [-signal.SIGKILL] * 2
     found = saving.checkpoints(run_dir)
     assert found and metrics(run_dir)[-1]["step"] - saving.step_of(found[-1]) <= c.updates.checkpoint_every
     for checkpoint in found:
@@ -238,30 +235,37 @@ def test_the_newest_checkpoints_are_kept(tmp_path, monkeypatch):
     ]
 
 
-def full_after(n: int, failure: Exception, save: Callable) -> Callable:
-    left = [n]
+def test_a_full_disk_ends_the_run_with_one_error_and_keeps_what_is_whole(folder, tmp_path, monkeypatch):
+    c, run_dir, saved = interrupted(folder), tmp_path / "run", []
 
-    def save_file(*args, **kwargs):
-        left[0] -= 1
-        if left[0] < 0:
-            raise failure
-        return save(*args, **kwargs)
+    def save_file(tensors, path):
+        saved.append(path)
+        if len(saved) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(tensors, path)
 
-    return save_file
-
-
-@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: no space")])
-def test_a_full_disk_ends_the_run_with_one_error_and_keeps_what_is_whole(folder, tmp_path, monkeypatch, failure):
-    c, run_dir = interrupted(folder), tmp_path / "run"
-    monkeypatch.setattr(saving, "save_file", full_after(1, failure, saving.save_file))
-    with pytest.raises(saving.SaveError, match=r"step_00000006 could not be written .*[nN]o space.*: step_00000003\. Make room"):
+    save = saving.save_file
+    monkeypatch.setattr(saving, "save_file", save_file)
+    with pytest.raises(saving.SaveError, match=r"step_00000006 could not be written .*No space.*: step_00000003\. Make room"):
         finetune.finetune(c, run_dir)
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step_00000003"]
     assert_whole(run_dir / "checkpoints" / "step_00000003", processes=1)
     monkeypatch.undo()
-    finetune.finetune(c, run_dir)
-    finetune.finetune(c, tmp_path / "undisturbed")
+    for where in (run_dir, tmp_path / "undisturbed"):
+        finetune.finetune(c, where)
     assert_same(tmp_path / "undisturbed", run_dir)
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.EIO, "bad sector"), SafetensorError("no space")])
+def test_a_folder_that_cannot_be_written_leaves_what_was_there(tmp_path, failure):
+    target = tmp_path / "model"
+    with saving.writing(target, tmp_path) as folder:
+        (folder / "weights").write_text("old")
+    with pytest.raises(saving.SaveError, match="model could not be written .*Whole checkpoints: none"):
+        with saving.writing(target, tmp_path) as folder:
+            (folder / "weights").write_text("new")
+            raise failure
+    assert (target / "weights").read_text() == "old" and list(tmp_path.iterdir()) == [target]
 
 
 def small_files(rank: int, size: int) -> None:
@@ -269,17 +273,13 @@ def small_files(rank: int, size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def test_writes_that_really_fail_are_one_error_line_of_the_job(folder, tmp_path):
-    run_dir = tmp_path / "run"
-    (run_dir).mkdir()
-    own_cache(tmp_path)
-    finetune.finetune(interrupted(folder, steps=1), tmp_path / "first")  # makes the cache of tokenised rows
-    size = (tmp_path / "first" / "model" / "model.safetensors").stat().st_size
+def test_writes_that_really_fail_are_one_error_line_of_the_job(folder):
+    run_dir = folder / "full"
+    finetune.finetune(interrupted(folder, steps=1), folder / "first")  # caches the tokenised rows
+    size = (folder / "first" / "model" / "model.safetensors").stat().st_size
     job = start([(interrupted(folder), run_dir)], 2, small_files, size - 1)
-    for process in job:
-        process.join(120)
-    assert job[0].exitcode == 1 and job[1].exitcode not in (0, None)
-    printed = log(run_dir, 0)
+    assert job.statuses() == [1, 1]
+    printed = log(run_dir, 0) + log(run_dir, 1)
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "step_00000003 could not be written" in errors[0] and "Whole checkpoints: none" in errors[0]
     assert "Traceback" not in printed and not list((run_dir / "checkpoints").iterdir())
