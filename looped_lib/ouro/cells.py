@@ -59,7 +59,7 @@ class EvaluationConfig:
     """Problems of each task, the first ones; 0 takes all."""
     dtype: Dtype = "bfloat16"
     """Precision of weights and products."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Problems the transformers backend answers at once; vLLM fills its own batches."""
     engine: dict[str, Any] = field(default_factory=dict)
     """More arguments of vllm.LLM, such as gpu_memory_utilization, tensor_parallel_size, enforce_eager."""

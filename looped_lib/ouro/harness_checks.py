@@ -94,23 +94,23 @@ def _check_vllm() -> None:
 
 
 def _check_memory(config: EvaluationConfig, name: str, model: OuroConfig) -> None:
-    """The weights and the cache of what is answered at once fit the device, at every depth."""
+    """The weights and the cache of what is answered at once fit the device at the deepest loop count."""
     found, width = machine(), 2 if config.dtype == "bfloat16" else 4
     shards = config.engine.get("tensor_parallel_size", 1)
     at_once = config.batch_size if config.backend == "transformers" else 1  # vLLM answers as many at once as its cache holds
     share = config.engine.get("gpu_memory_utilization", 0.9) if config.backend == "vllm" else 1
-    weights = costs.parameters(model) * width / shards
-    for depth in config.depths:
-        model.total_ut_steps = depth
-        per_token = kv_bytes_per_token(model, width, shards)
-        needed, there = weights + per_token * config.max_len * at_once, share * found.memory
-        if needed > there:
-            lower = "batch_size, max_len or depths" if config.backend == "transformers" else "max_len or depths"
-            raise ConfigError(
-                f"EvaluationConfig.depths: {name} at {depth} loops needs {needed / GIB:.1f} GiB, but {there / GIB:.1f} are there "
-                f"({found.device}): {weights / GIB:.1f} for weights, and {per_token / 2**10:,.0f} KiB of cache a token, for "
-                f"{at_once} texts of max_len {config.max_len} tokens; lower {lower}"
-            )
+    model.total_ut_steps = max(config.depths)
+    weights, per_token = costs.parameters(model) * width / shards, kv_bytes_per_token(model, width, shards)
+    needed, there = weights + per_token * config.max_len * at_once, share * found.memory
+    if needed > there:
+        tokens = max(0, int((there - weights) / per_token))  # that fit
+        batch, length = f"batch_size to {tokens // config.max_len}", f"max_len to {tokens // at_once}"
+        lower = batch if tokens >= config.max_len else length if tokens > at_once * config.max_new_tokens else "depths"
+        raise ConfigError(
+            f"EvaluationConfig.depths: {name} at {model.total_ut_steps} loops needs {needed / GIB:.1f} GiB, but "
+            f"{there / GIB:.1f} are there ({found.device}): {weights / GIB:.1f} for weights, and {per_token / 2**10:,.0f} KiB of "
+            f"cache a token, for {at_once} of max_len {config.max_len} tokens at once; lower {lower}"
+        )
 
 
 def _check_same(config: EvaluationConfig, cell: Cell) -> None:
@@ -189,4 +189,4 @@ def _hub_answers() -> bool:
 def brief(e: BaseException) -> str:
     """The kind of an error and what it says first: one line, or two as where pydantic leaves what is wrong to the second."""
     lines = [line.strip() for line in f"{type(e).__name__}: {e}".splitlines() if line.strip()]
-    return ": ".join(lines[: 2 if lines[0].endswith("Config") else 1]).rstrip(": ")
+    return ": ".join(lines[: 2 if lines[0].endswith("Config") else 1]).split(" [type=")[0].rstrip(": ")

