@@ -299,6 +299,11 @@ def test_a_batch_is_padded_on_the_right():
         assert batch["attention_mask"][i].tolist() == [1] * (width - gap) + [0] * gap
 
 
+def test_rows_of_one_length_have_no_mask():
+    row = tokens([ROWS[0]]).dataset[0]
+    assert set(Collator(TOKENIZER)([row, row])) == {"input_ids", "labels"}
+
+
 def test_packed_conversations_are_blind_to_each_other_and_to_padding():
     model = OuroForCausalLM(
         OuroConfig(

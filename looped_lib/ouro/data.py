@@ -76,8 +76,9 @@ class TokenisedRows:
 class Collator:
     """Rows of `tokenise` to one batch of tensors (row, token), padded on the right to the longest row.
 
-    `input_ids` and `labels` always. Without packing an `attention_mask`. With packing `position_ids` instead, from which
-    transformers tells the conversations apart; padding counts from 0 as one more conversation.
+    `input_ids` and `labels` always, an `attention_mask` if a row is padded (reading one, transformers waits for the device).
+    With packing `position_ids` instead, from which transformers tells the conversations apart; padding counts from 0 as one more
+    conversation.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -100,7 +101,7 @@ class Collator:
             batch["position_ids"] = torch.tensor(
                 [[*row["position_ids"], *range(gap)] for row, gap in zip(rows, gaps, strict=True)]
             )
-        else:
+        elif any(gaps):
             batch["attention_mask"] = torch.tensor([[1] * n + [0] * gap for n, gap in zip(lengths, gaps, strict=True)])
         return batch
 
