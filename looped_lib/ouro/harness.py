@@ -120,7 +120,7 @@ def _describe(status: int) -> str:
 
 
 def main() -> int:
-    """Measure and print; exit status 1 if a cell failed, 2 on a wrong config."""
+    """Measure and print; exit status 1 if a cell failed, 2 on a wrong config, 130 if interrupted."""
     parser = argparse.ArgumentParser(prog="python -m looped_lib.ouro.harness", description="Evaluate Ouro by loop count")
     parser.add_argument("config", type=Path, help="an EvaluationConfig as JSON")
     parser.add_argument("out", type=Path, help="folder for the results")
@@ -129,6 +129,9 @@ def main() -> int:
         table = evaluate(from_dict(EvaluationConfig, read_json(args.config), str(args.config)), args.out)
     except (OSError, ValueError) as e:
         parser.error(str(e))
+    except KeyboardInterrupt:
+        print("interrupted; what is done stays, and the same command goes on from there", file=sys.stderr)
+        return 130
     print(table.to_string(index=False))
     return 1 if len(failures(args.out)) else 0
 

@@ -34,6 +34,7 @@ def evaluation(
     tasks: str = "",
     depths: str | int = "",
     data: str = "",
+    task_folder: str = "",
     limit: int = 0,
     backend: str = "",
 ) -> EvaluationConfig:
@@ -56,6 +57,7 @@ def evaluation(
         checkpoints=_pairs("checkpoints", checkpoints) or _checkpoints(preset, Path(out), runs),
         depths=_numbers(depths) or DEPTHS[preset],
         data=_pairs("data", data),
+        task_folder=task_folder and _here(task_folder),
         limit=limit or (4 if preset == "smoke" else 0),
         backend=backend,
     )
@@ -74,7 +76,7 @@ def write_random(folder: Path) -> Path:
 def _checkpoints(preset: str, out: Path, runs: str) -> dict[str, str]:
     if preset == "smoke":
         return {"random": str(write_random(out / "random_weights"))}
-    root = Path(runs) if runs else find_root() / "runs" / "ouro_finetune"
+    root = Path(_here(runs or "runs/ouro_finetune"))
     found = {path.parent.name: path for path in sorted(root.glob(f"*/{MODEL}"))}
     large = OuroConfig().vocab_size
     fitting = {n: str(p) for n, p in found.items() if (AutoConfig.from_pretrained(p).vocab_size == large) == (preset == "paper")}
@@ -89,7 +91,12 @@ def _pairs(what: str, text: str) -> dict[str, str]:
     pairs = [part.partition("=") for part in text.split()]
     if not all(name and sign and path for name, sign, path in pairs):
         raise ConfigError(f"{what} must be name=path, with spaces between if there are several, got {text!r}")
-    return {name: path for name, _, path in pairs}
+    return {name: _here(path) for name, _, path in pairs}
+
+
+def _here(path: str) -> str:
+    """A path from the working directory or, as notebooks do not run there, from the project's folder; others stay as they are."""
+    return next((str(p.resolve()) for p in (Path(path), find_root() / path) if p.exists()), path)
 
 
 def _numbers(text: str | int) -> tuple[int, ...]:
