@@ -8,8 +8,7 @@ The norm closes *every* loop: h_t is what the next loop, the exit gate and the h
 Positions and mask enter attention only, so `step` takes them as a `Loops` context; without one it runs the plain causal case,
 which is all that `looped_lib`'s samplers, penalties, trajectories and spectra ask of a model.
 
-The gate gives lambda_t = sigmoid(w h_t + b), and p_t = lambda_t prod_{j<t} (1 - lambda_j) the probability to exit after loop t;
-the last loop takes the rest. Attention, MLP, RMSNorm and RoPE are transformers' own (Llama's).
+Attention, MLP, RMSNorm and RoPE are transformers' own (Llama's).
 """
 
 from collections.abc import Callable
@@ -26,12 +25,10 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from looped_lib.lengths import token_norm
 from looped_lib.ouro.cache import LoopCache, LoopedCache
 from looped_lib.ouro.configuration import OuroConfig
+from looped_lib.ouro.gate import Exits, PerToken, Stream, exit_probabilities, mixture
 
-Stream = Float[Tensor, "batch seq d_model"]
-PerToken = Float[Tensor, "batch seq"]
 OfPhi = Callable[[Callable[[Stream], Stream], Stream], Tensor]
 
 
@@ -303,9 +300,7 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
         logits = self.readout(read[:, kept])
         loss = None
         if mixing:
-            loss = _mixture(
-                torch.stack(losses), exit_probabilities(lambdas)[..., :-1], labels, entropy_weight, num_items_in_batch
-            )
+            loss = mixture(torch.stack(losses), exit_probabilities(lambdas)[..., :-1], labels, entropy_weight, num_items_in_batch)
         elif labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch)
         return OuroOutput(
@@ -340,70 +335,11 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
             model_kwargs["past_key_values"] = LoopCache(self.config.num_hidden_layers)
 
 
-class Exits:
-    """Which loop each position is read out at. A position that has exited is looped on, for those that have not.
-
-    loops     tau of every position; of one that has not exited, the last loop so far
-    chosen    h_tau
-    """
-
-    def __init__(self, threshold: float, residual: float | None):
-        self.threshold, self.residual = threshold, residual
-        self.reading: Tensor | None = None  # positions not read out yet; all of them before the first loop
-
-    def look(self, t: int, before: Stream, h: Stream, gate: PerToken) -> None:
-        """Read out after loop t what exits there."""
-        if t == 0:
-            self.reading = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
-            self.loops, self.chosen = torch.zeros_like(self.reading, dtype=torch.long), torch.zeros_like(h)
-            self.cumulative = torch.zeros_like(gate)  # float32: in bfloat16 a saturated gate reaches 1 early
-            self.survival = torch.ones_like(gate)
-        self.cumulative = self.cumulative + gate * self.survival
-        self.survival = self.survival * (1 - gate)
-        exits = torch.zeros_like(self.reading)
-        if self.threshold < 1:
-            exits = exits | (self.cumulative >= self.threshold)
-        if self.residual is not None:
-            exits = exits | (token_norm(h - before) / token_norm(before) <= self.residual)
-        self.loops = torch.where(self.reading, t + 1, self.loops)
-        self.chosen = torch.where(self.reading[..., None], h, self.chosen)
-        self.reading = self.reading & ~exits
-
-    @property
-    def all_done(self) -> bool:
-        """Whether every position has exited."""
-        return not self.reading.any()
-
-
-def exit_probabilities(lambdas: list[PerToken]) -> Float[Tensor, "loop batch seq"]:
-    """p_t of every loop from its gates; they sum to 1 over the loops, as the last loop takes the rest."""
-    survival, p = torch.ones_like(lambdas[0]), []
-    for gate in lambdas[:-1]:
-        p.append(gate * survival)
-        survival = survival * (1 - gate)
-    return torch.stack([*p, survival])
-
-
 def _with_oneself(mask: Bool[Tensor, "batch heads seq seen"]) -> Bool[Tensor, "batch heads seq seen"]:
     """Padding, too, sees itself: a softmax over nothing has no finite derivative in forward mode."""
     seq, seen = mask.shape[-2:]
     own = torch.ones(seq, seen, dtype=torch.bool, device=mask.device).tril(seen - seq).triu(seen - seq)
     return mask | own
-
-
-def _mixture(
-    losses: Float[Tensor, "loop batch label"],
-    p: Float[Tensor, "loop batch label"],
-    labels: Int[Tensor, "batch seq"],
-    entropy_weight: float,
-    num_items: Tensor | int | None,
-) -> Float[Tensor, ""]:
-    """sum_t p_t L_t - beta H(p), over the labels that count."""
-    log_p = p.clamp_min(torch.finfo(p.dtype).tiny).log()  # a saturated gate gives p = 0, where log p has no finite gradient
-    entropy = -(p * log_p).sum(0)
-    counts = labels[:, 1:] != -100
-    total = (((p * losses).sum(0) - entropy_weight * entropy) * counts).sum()
-    return total / (counts.sum() if num_items is None else num_items)
 
 
 def check_loops(n_loops: int | None, config: OuroConfig) -> int:
