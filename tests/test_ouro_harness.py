@@ -449,6 +449,14 @@ def test_interrupted_it_leaves_no_engine(tmp_path, monkeypatch):
     assert_dead((engine / "pids").read_text().split())
 
 
+def test_two_evaluations_do_not_work_in_one_folder(tmp_path, monkeypatch):
+    fake_engine(tmp_path, monkeypatch, "exit 3")
+    with harness._alone(tmp_path / "out"), pytest.raises(ConfigError, match="another evaluation is at work in .*/out"):
+        harness.evaluate(FAKED, tmp_path / "out", progress=False)
+    harness.evaluate(FAKED, tmp_path / "out", progress=False)
+    assert "exit status 3" in failures(tmp_path / "out")["reason"][0]
+
+
 def test_an_engine_that_cannot_start_fails_its_cells_and_says_the_end_of_its_log(tmp_path, monkeypatch, capfd):
     fake_engine(tmp_path, monkeypatch, "echo offline is $HF_HUB_OFFLINE; kill -9 $$")
     harness.evaluate(FAKED, tmp_path / "out")
@@ -489,5 +497,6 @@ def test_nothing_measured_is_an_empty_table(tmp_path):
 
 def test_cells_say_what_was_measured(evaluated, config):
     cell = read_json(evaluated.out / "learned" / "T=2" / "gsm8k.json")
-    assert cell["settings"] == json.loads(json.dumps(config.decisive())) and cell["provenance"]["versions"]["torch"]
+    assert cell["settings"] == json.loads(json.dumps(config.decisive()))
+    assert cell["provenance"]["versions"]["lm_eval"] and cell["provenance"]["versions"]["torch"]
     assert cell["weights"] == fingerprint(Path(config.checkpoints["learned"]))

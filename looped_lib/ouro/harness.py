@@ -8,17 +8,20 @@ crash costs the cell it was at. A rerun measures only what is not there, and tri
 """
 
 import argparse
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
 from tqdm.auto import tqdm
 
+from looped_lib.checks import ConfigError
 from looped_lib.config import from_dict, to_dict
 from looped_lib.files import read_json, write_json
 from looped_lib.ouro.cells import Cell, EvaluationConfig, cells, failures, results
@@ -31,18 +34,33 @@ LOG_LINES = 15  # of a dead engine's log, in the reason of a failure
 def evaluate(config: EvaluationConfig, out: str | Path, progress: bool = True) -> pd.DataFrame:
     """Measure every cell that is not there yet; returns `results(out)`. What failed is in `failures(out)`.
 
-    ConfigError, before an engine starts, on what `check` finds. Interrupted, it ends its engine; done cells stay.
+    ConfigError, before an engine starts, on what `check` finds, and if another evaluation is at work in `out`. Interrupted, it
+    ends its engine; done cells stay.
     """
     out = Path(out).resolve()
     grid = list(cells(config, out))
     checked = check(config, grid)
     todo = [cell for cell in grid if not cell.result.exists()]
-    with tqdm(total=len(grid), initial=len(grid) - len(todo), disable=not progress, unit="cell") as bar:
+    if not todo:
+        return results(out)
+    with _alone(out), tqdm(total=len(grid), initial=len(grid) - len(todo), disable=not progress, unit="cell") as bar:
         for folder in dict.fromkeys(cell.folder for cell in todo):
             mine = [cell for cell in todo if cell.folder == folder]
             bar.set_description(f"{mine[0].checkpoint}, T={mine[0].depth}")
             _measure(config, checked, mine, bar)
     return results(out)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Two evaluations in one folder would take each other's engines for their own."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "lock", "w") as lock:  # the system lets go of it when this process ends, however it does
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another evaluation is at work in {out}: wait for it, or choose another folder") from None
+        yield
 
 
 def _measure(config: EvaluationConfig, checked: Checked, todo: list[Cell], bar: tqdm) -> None:

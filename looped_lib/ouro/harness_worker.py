@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +111,15 @@ class Worker:
                 **{"model": self.name, "task": name, "depth": self.depth, "metrics": metrics(found["results"][name])},
                 **{"samples": len(rows), "seconds": seconds, "tokens_per_sec": generated and generated / seconds},
                 **{"settings": self.config.decisive(), "source": self.source, "weights": self.spec["weights"]},
-                "provenance": provenance(),
+                "provenance": self.provenance(),
             },
         )
+
+    def provenance(self) -> dict[str, Any]:
+        """What a result depends on beside its settings, lm-eval and vLLM included."""
+        out = provenance()
+        used = ("lm_eval", "vllm") if self.config.backend == "vllm" else ("lm_eval",)
+        return {**out, "versions": {**out["versions"], **{name: metadata.version(name) for name in used}}}
 
     def fail(self, e: Exception, *tasks: str) -> None:
         """Write that cells failed, and why."""
