@@ -1,12 +1,16 @@
 """Files and folders that are never half there."""
 
+import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+LOCK = ".lock"  # a file in a folder that one process at a time may hold
 
 
 @contextmanager
@@ -46,6 +50,44 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(path)
     os.replace(partial, path)
     _sync(path.parent)
+
+
+class Busy(RuntimeError):
+    """Another process is at work in a folder."""
+
+
+@contextmanager
+def holding(folder: str | Path, patience: float = 30.0) -> Iterator[None]:
+    """`folder` for this process alone, while the block runs. Busy if another process holds it for more than `patience` seconds.
+
+    The system lets go of the lock when the process ends, however it ends. The wait is for the last breath of a process that
+    was killed: a notebook's kernel outlives the process that drove it for a moment.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience
+    with open(folder / LOCK, "w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise Busy(f"another process is at work in {folder}: wait for it, or use another folder") from None
+                time.sleep(0.1)
+        yield
+
+
+def held(folder: str | Path) -> bool:
+    """Whether a process is at work in `folder` (see `holding`)."""
+    try:
+        with open(Path(folder) / LOCK) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _sync(path: Path) -> None:

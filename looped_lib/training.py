@@ -30,7 +30,7 @@ from looped_lib.allocator import keep_freed_memory
 from looped_lib.batches import Batches
 from looped_lib.carry import Carry
 from looped_lib.config import ConfigError, DataConfig, ExperimentConfig, TrainingConfig, from_dict, to_dict
-from looped_lib.files import read_json, write_json
+from looped_lib.files import holding, read_json, write_json
 from looped_lib.metrics import MetricsLog
 from looped_lib.model import LoopedTransformer
 from looped_lib.objective import Objective, Terms
@@ -109,7 +109,12 @@ class Trainer:
         self.step, self.saved = 0, -1
 
     def run(self) -> LoopedTransformer:
-        """All steps that are left."""
+        """All steps that are left. Busy if another process trains in the same folder."""
+        with holding(self.run_dir) if self.processes.first else nullcontext():
+            return self.steps_left()
+
+    def steps_left(self) -> LoopedTransformer:
+        """All steps from the newest checkpoint to the end."""
         self.resume()
         self.model.train()
         c = self.config.training
