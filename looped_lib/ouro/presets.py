@@ -95,14 +95,15 @@ def word_problems() -> ChatDataConfig:
 
 
 def write_architecture(folder: str | Path, preset: str) -> Path:
-    """Write the config.json of a small preset's model (120,000 parameters in `cpu`) into `folder`, and return the folder."""
+    """Write the config.json of a small preset's model (130,000 parameters in `cpu`) into `folder`, and return the folder."""
     width, layers = {"smoke": (32, 2), "cpu": (64, 1)}[preset]
     OuroConfig(
         vocab_size=512,
         hidden_size=width,
         intermediate_size=3 * width,
         num_hidden_layers=layers,
-        num_attention_heads=width // 32,  # the narrowest heads that vLLM's CPU kernels take
+        num_attention_heads=4,
+        head_dim=32,  # the narrowest that vLLM's CPU kernels take
         max_position_embeddings=1024,
         rope_theta=1e4,
         initializer_range=0.08,
