@@ -1,150 +1,174 @@
-"""The experiments of the project, as functions from a preset's name to {run name: ExperimentConfig}.
+"""The experiments of the paper, as functions from a preset's name (see `sizes`) to {run name: ExperimentConfig}.
 
-    smoke   seconds: does everything run?        2 digits, width 16, a few steps
-    cpu     minutes on two cores: a real result  3 digits, width 64
-    paper   the paper's sizes                    4 digits from data/, width 512, 10,000 steps of 512 problems
-
-A study's variants differ in what the study is about and in nothing else.
+A study's variants differ in what the study is about and in nothing else. Studies 2 and 3 can be asked in two ways: by a `variant`
+of the paper's, or by the settings themselves, which gives exactly one run. A value that cannot be meant is a ValueError that
+names the parameter. `CONFIGS` says which function a notebook calls, with the notebook's own parameters.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import get_args
 
 from looped_lib.config import (
     CarryConfig,
-    DataConfig,
     ExperimentConfig,
     ModelConfig,
     NormPlacement,
     NormType,
     PenaltyConfig,
-    TrainingConfig,
+    Product,
+    Quantity,
 )
+from looped_lib.presets_beyond import recipes
 from looped_lib.regularizers import public_code_penalty
-from looped_lib.runs import find_root
-from looped_lib.samplers import LogNormalLoops, LoopSampler, PoissonLoops, UniformLoops
-
-Configs = dict[str, ExperimentConfig]
-PRESETS = ("smoke", "cpu", "paper")
+from looped_lib.sizes import PRESETS, Configs, base, choose, loops, one_of, onset
 
 
-def base(preset: str, seed: int = 0) -> ExperimentConfig:
-    """The experiment all studies vary: sandwich_dual at a fixed depth of 4, in the sizes of `preset`."""
-    return {"smoke": _smoke, "cpu": _cpu, "paper": _paper}[_one_of("preset", preset, PRESETS)](seed)
-
-
-def norm_study(preset: str, norm_placement: str = "all", norm_type: str = "LayerNorm", seed: int = 0) -> Configs:
+def norm_study(
+    preset: str,
+    norm_placement: str = "all",
+    norm_type: str = "LayerNorm",
+    deepnorm_alpha: float = ModelConfig.deepnorm_alpha,
+    seed: int = 0,
+) -> Configs:
     """Section 4.1: where the norm stands and which it is, trained at depth 4. "all" takes every value that is defined."""
     placements, types = get_args(NormPlacement), get_args(NormType)
     experiment = base(preset, seed)
+    other_alpha = deepnorm_alpha != ModelConfig.deepnorm_alpha
+    if other_alpha and norm_type not in ("DeepNorm", "all"):
+        raise ValueError(f"deepnorm_alpha belongs to norm_type 'DeepNorm', got {deepnorm_alpha} for {norm_type!r}")
     configs = {}
-    for placement in _choose("norm_placement", norm_placement, placements):
-        for kind in _choose("norm_type", norm_type, types):
+    for placement in choose("norm_placement", norm_placement, placements):
+        for kind in choose("norm_type", norm_type, types):
             if kind == "DeepNorm" and placement != "post_norm" and "all" in (norm_placement, norm_type):
                 continue
-            model = replace(experiment.model, norm_placement=placement, norm_type=kind)
-            configs[f"{placement}-{kind}-seed{seed}"] = replace(experiment, model=model)
+            alpha = {"deepnorm_alpha": deepnorm_alpha} if kind == "DeepNorm" else {}
+            model = replace(experiment.model, norm_placement=placement, norm_type=kind, **alpha)
+            name = f"{kind}_alpha{deepnorm_alpha:g}" if alpha and other_alpha else kind
+            configs[f"{placement}-{name}-seed{seed}"] = replace(experiment, model=model)
     return configs
 
 
-def random_loop_study(preset: str, variant: str = "all", seed: int = 0) -> Configs:
-    """Section 4.2: loop-count distributions, unlooped blocks around the loop, and the L2 penalty, all without Jacobian."""
-    experiment = replace(base(preset, seed), loops=_paper_loops(preset))
+def random_loop_study(
+    preset: str,
+    variant: str = "all",
+    distribution: str = "",
+    prelude: int = 0,
+    coda: int = 0,
+    l2: float = 0.0,
+    seed: int = 0,
+) -> Configs:
+    """Section 4.2: random loop counts without Jacobian, by `variant`, or as `loops_study` if `distribution` is given."""
+    if distribution:
+        _no_variant(variant, "distribution")
+        return loops_study(preset, distribution, prelude, coda, l2, seed)
+    if (prelude, coda, l2) != (0, 0, 0):
+        raise ValueError("prelude, coda and l2 go with distribution: give one of log_normal, poisson, uniform")
     changes = {
         "log_normal": {},
-        "poisson": {"loops": PoissonLoops(rate=5.0) if preset == "paper" else PoissonLoops(rate=3.0, low=2, high=8)},
-        "uniform": {"loops": UniformLoops(low=1, high=16) if preset == "paper" else UniformLoops(low=2, high=5)},
-        "prelude": {"model": replace(experiment.model, prelude_layers=1)},
-        "coda": {"model": replace(experiment.model, coda_layers=1)},
-        "prelude_coda": {"model": replace(experiment.model, prelude_layers=1, coda_layers=1)},
-        "l2": {"penalty": PenaltyConfig(l2_weight=0.1, onset=_onset(experiment))},
+        "poisson": {"distribution": "poisson"},
+        "uniform": {"distribution": "uniform"},
+        "prelude": {"prelude": 1},
+        "coda": {"coda": 1},
+        "prelude_coda": {"prelude": 1, "coda": 1},
+        "l2": {"l2": 0.1},
     }
-    chosen = _choose("variant", variant, tuple(changes))
-    return {f"{name}-seed{seed}": replace(experiment, **changes[name]) for name in chosen}
+    chosen = choose("variant", variant, tuple(changes))
+    return {f"{name}-seed{seed}": _only(loops_study(preset, seed=seed, **changes[name])) for name in chosen}
 
 
-def jacobian_study(preset: str, variant: str = "all", seed: int = 0) -> Configs:
-    """Section 4.3: random loops alone, and with each Jacobian penalty (w = 0.1, from the onset on)."""
-    experiment = replace(base(preset, seed), loops=_paper_loops(preset))
-    onset = _onset(experiment)
-    on = {"weight": 0.1, "onset": onset}
+def loops_study(
+    preset: str, distribution: str = "log_normal", prelude: int = 0, coda: int = 0, l2: float = 0.0, seed: int = 0
+) -> Configs:
+    """One run: a loop-count distribution, unlooped blocks around the loop, and the L2 penalty's weight."""
+    experiment = replace(base(preset, seed), loops=loops(preset, distribution))
+    experiment = replace(experiment, model=replace(experiment.model, prelude_layers=prelude, coda_layers=coda))
+    if l2:
+        experiment = replace(experiment, penalty=PenaltyConfig(l2_weight=l2, onset=onset(experiment)))
+    parts = [distribution, f"prelude{prelude}" * (prelude > 0), f"coda{coda}" * (coda > 0), f"l2_{l2:g}" * (l2 > 0)]
+    return {"-".join(filter(None, [*parts, f"seed{seed}"])): experiment}
+
+
+def jacobian_study(
+    preset: str,
+    variant: str = "all",
+    quantity: str = "",
+    product: str = "vjp",
+    iterations: int = 1,
+    persistent: bool = False,
+    weight: float = 0.1,
+    seed: int = 0,
+) -> Configs:
+    """Section 4.3: random loops alone, and with each Jacobian penalty (w = 0.1, from the onset on), by the paper's `variant`; or
+    as `penalty_study` if `quantity` is given."""
+    settings = {"product": product, "iterations": iterations, "persistent": persistent, "weight": weight}
+    if quantity:
+        _no_variant(variant, "quantity")
+        return penalty_study(preset, quantity, **settings, seed=seed)
+    if settings != {"product": "vjp", "iterations": 1, "persistent": False, "weight": 0.1}:
+        raise ValueError(f"{', '.join(settings)} go with quantity: give one of {', '.join((*get_args(Quantity), 'public_code'))}")
+    experiment = replace(base(preset, seed), loops=loops(preset))
+    begin = onset(experiment)
+    on = {"weight": 0.1, "onset": begin}
     changes = {
         "random": {},
         "squared_fro": {"penalty": PenaltyConfig(**on)},
         "spectral_norm": {"penalty": PenaltyConfig(quantity="spectral_norm", iterations=4, **on)},
         "spectral_radius": {"penalty": PenaltyConfig(quantity="spectral_radius", iterations=4, **on)},
-        "public_code": {"penalty": replace(public_code_penalty(), onset=onset)},
+        "public_code": {"penalty": replace(public_code_penalty(), onset=begin)},
         "squared_fro_carry": {
             "penalty": PenaltyConfig(**on),
-            "carry": CarryConfig(share=0.5, onset=max(onset, experiment.training.steps // 2)),
+            "carry": CarryConfig(share=0.5, onset=max(begin, experiment.training.steps // 2)),
         },
     }
-    chosen = _choose("variant", variant, tuple(changes))
+    chosen = choose("variant", variant, tuple(changes))
     return {f"{name}-seed{seed}": replace(experiment, **changes[name]) for name in chosen}
 
 
-def tour(preset: str, seed: int = 0) -> Configs:
-    """Three small models that solve three-digit addition at depth 4: fixed depth, random loops, and STARS.
+def penalty_study(
+    preset: str,
+    quantity: str = "squared_fro",
+    product: str = "vjp",
+    iterations: int = 1,
+    persistent: bool = False,
+    weight: float = 0.1,
+    seed: int = 0,
+) -> Configs:
+    """One run: random loops with one estimator of one quantity of the Jacobian, from the onset on."""
+    one_of("quantity", quantity, (*get_args(Quantity), "public_code"))
+    one_of("product", product, get_args(Product))
+    experiment = replace(base(preset, seed), loops=loops(preset))
+    start = public_code_penalty() if quantity == "public_code" else PenaltyConfig(quantity=quantity)
+    settings = {"product": product, "iterations": iterations, "persistent": persistent, "weight": weight}
+    name = f"{quantity}-{product}-{iterations}it{'-persistent' * persistent}-w{weight:g}-seed{seed}"
+    return {name: replace(experiment, penalty=replace(start, **settings, onset=onset(experiment)))}
 
-    STARS here is random loops, the Jacobian penalty, and, once the task is learned, batches half of which carry on from deep
-    states (see `carry`). runs/LOG.md tells how the numbers were chosen.
-    """
-    if _one_of("preset", preset, ("smoke", "cpu")) == "smoke":
-        experiment, learned = _smoke(seed), 3
-    else:
-        experiment, learned = _cpu(seed), 700
-    random = replace(experiment, loops=UniformLoops(low=2, high=5))
+
+def tour(preset: str, seed: int = 0) -> Configs:
+    """Three small models that solve three-digit addition at depth 4: fixed depth, random loops, and STARS (as `recipes` says)."""
+    found = recipes(one_of("preset", preset, PRESETS[:2]), seed)
+    fixed = base(preset, seed)
     return {
-        "fixed": replace(experiment, model=replace(experiment.model, norm_placement="sandwich_branch")),
-        "random": random,
-        "stars": replace(
-            random,
-            penalty=PenaltyConfig(weight=0.01, onset=learned),
-            carry=CarryConfig(share=0.5, max_loops=200, onset=learned),
-        ),
+        "fixed": replace(fixed, model=replace(fixed.model, norm_placement="sandwich_branch")),
+        "random": found["random"],
+        "stars": found["stars_carry"],
     }
 
 
-def _paper(seed: int) -> ExperimentConfig:
-    data = find_root() / "data"
-    files = {"train_file": f"{data}/train_4digit.jsonl", "test_file": f"{data}/test_4digit.jsonl"}
-    return ExperimentConfig(data=DataConfig(**files), seed=seed)
+CONFIGS: dict[str, Callable[..., Configs]] = {
+    "00_tour": tour,
+    "01_norm_placement": norm_study,
+    "02_random_loops": random_loop_study,
+    "03_jacobian_regularization": jacobian_study,
+}
+"""By notebook: what makes its configs from its parameters, all but `max_depth` and `out`."""
 
 
-def _cpu(seed: int) -> ExperimentConfig:
-    return ExperimentConfig(
-        model=ModelConfig(norm_type="RMSNorm", d_model=64, n_heads=4, d_ff=256, dropout=0.0, max_len=32, init_std=0.1),
-        data=DataConfig(digits=3, n_train=60_000, n_test=500),
-        training=TrainingConfig(steps=2000, batch_size=128, lr=3e-3, warmup_steps=100, betas=(0.9, 0.95)),
-        seed=seed,
-    )
+def _only(configs: Configs) -> ExperimentConfig:
+    (config,) = configs.values()
+    return config
 
 
-def _smoke(seed: int) -> ExperimentConfig:
-    return ExperimentConfig(
-        model=ModelConfig(d_model=16, n_heads=2, d_ff=32, max_len=16),
-        data=DataConfig(digits=2, n_train=256, n_test=32),
-        training=TrainingConfig(steps=6, batch_size=16, lr=1e-3, warmup_steps=2, log_every=2, checkpoint_every=4),
-        seed=seed,
-    )
-
-
-def _paper_loops(preset: str) -> LoopSampler:
-    """The paper's log-normal; narrower in the small presets, where the wide one learns too slowly."""
-    return LogNormalLoops() if preset == "paper" else LogNormalLoops(mu=1.1, sigma=0.3, low=2, high=8)
-
-
-def _onset(experiment: ExperimentConfig) -> int:
-    """First step with a penalty: after the paper's warm-up, but not before half of a short run. Earlier, and the task is never
-    learned (see runs/LOG.md)."""
-    return max(experiment.training.warmup_steps, min(1000, experiment.training.steps // 2))
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-    return value
-
-
-def _choose(name: str, value: str, choices: tuple[str, ...]) -> tuple[str, ...]:
-    return choices if value == "all" else (_one_of(name, value, (*choices, "all")),)
+def _no_variant(variant: str, instead: str) -> None:
+    if variant != "all":
+        raise ValueError(f"variant and {instead} are two ways to ask: leave variant at 'all', got {variant!r}")

@@ -1,10 +1,13 @@
 """Presets: every study exists in every size, its variants differ in what the study is about, and typos are refused."""
 
+import inspect
 from dataclasses import replace
 
+import papermill
 import pytest
 
 from looped_lib import presets
+from looped_lib.runs import find_root
 from looped_lib.samplers import LogNormalLoops, PoissonLoops, UniformLoops
 
 STUDIES = {"norm": presets.norm_study, "random": presets.random_loop_study, "jacobian": presets.jacobian_study}
@@ -43,6 +46,37 @@ def test_prelude_and_coda_add_blocks_only():
     assert replace(both, model=replace(both.model, prelude_layers=0, coda_layers=0)) == random
 
 
+def test_a_variant_is_a_choice_of_settings():
+    """Studies 2 and 3 can be asked by the paper's variants or by the settings themselves."""
+    variants = presets.random_loop_study("cpu")
+    by_settings = presets.random_loop_study("cpu", distribution="log_normal", prelude=1, coda=1)
+    assert by_settings == {"log_normal-prelude1-coda1-seed0": variants["prelude_coda-seed0"]}
+    assert presets.random_loop_study("cpu", distribution="log_normal", l2=0.1) == {
+        "log_normal-l2_0.1-seed0": variants["l2-seed0"]
+    }
+    variants = presets.jacobian_study("cpu", seed=2)
+    by_settings = presets.jacobian_study("cpu", quantity="spectral_norm", iterations=4, seed=2)
+    assert by_settings == {"spectral_norm-vjp-4it-w0.1-seed2": variants["spectral_norm-seed2"]}
+    assert presets.penalty_study("cpu", "public_code", seed=2).popitem()[1] == variants["public_code-seed2"]
+    (one,) = presets.penalty_study("cpu", "spectral_radius", "jvp", persistent=True, weight=0.01).values()
+    assert (one.penalty.product, one.penalty.iterations, one.penalty.persistent, one.penalty.weight) == ("jvp", 1, True, 0.01)
+
+
+def test_the_weight_of_deepnorm_can_be_set():
+    (name, config), *others = presets.norm_study("cpu", "post_norm", "DeepNorm", deepnorm_alpha=2.0).items()
+    assert (name, config.model.deepnorm_alpha, others) == ("post_norm-DeepNorm_alpha2-seed0", 2.0, [])
+    assert list(presets.norm_study("cpu", "post_norm", "DeepNorm")) == ["post_norm-DeepNorm-seed0"]
+
+
+@pytest.mark.parametrize("notebook", presets.CONFIGS)
+def test_a_notebook_has_the_parameters_of_its_function(notebook):
+    of_function = {name: p.default for name, p in inspect.signature(presets.CONFIGS[notebook]).parameters.items()}
+    of_notebook = papermill.inspect_notebook(str(find_root() / "notebooks" / f"{notebook}.ipynb"))
+    assert list(of_function) == [name for name in of_notebook if name not in ("max_depth", "out")]
+    for name, default in of_function.items():
+        assert name == "preset" or default == eval(of_notebook[name]["default"]), name
+
+
 @pytest.mark.parametrize(
     "call, name",
     [
@@ -51,8 +85,28 @@ def test_prelude_and_coda_add_blocks_only():
         (lambda: presets.norm_study("cpu", norm_type="LayerNrom"), "norm_type"),
         (lambda: presets.random_loop_study("cpu", "lognormal"), "variant"),
         (lambda: presets.jacobian_study("cpu", "fro"), "variant"),
+        (lambda: presets.loops_study("cpu", "lognormal"), "distribution"),
+        (lambda: presets.penalty_study("cpu", "fro"), "quantity"),
+        (lambda: presets.penalty_study("cpu", product="jpv"), "product"),
     ],
 )
 def test_unknown_names_are_refused_with_the_choices(call, name):
     with pytest.raises(ValueError, match=f"{name} must be one of "):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: presets.norm_study("cpu", "post_norm", "LayerNorm", 2.0), "deepnorm_alpha belongs to norm_type 'DeepNorm'"),
+        (lambda: presets.random_loop_study("cpu", "l2", "poisson"), "variant and distribution are two ways"),
+        (lambda: presets.random_loop_study("cpu", coda=1), "prelude, coda and l2 go with distribution"),
+        (lambda: presets.jacobian_study("cpu", "random", "squared_fro"), "variant and quantity are two ways"),
+        (lambda: presets.jacobian_study("cpu", weight=0.2), "weight go with quantity: give one of squared_fro"),
+        (lambda: presets.penalty_study("cpu", iterations=4), "iterations must be 1 for 'squared_fro'"),
+        (lambda: presets.penalty_study("cpu", persistent=True), "persistent keeps power-iteration vectors"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
         call()
