@@ -68,6 +68,17 @@ def load_metrics(root: str | Path | None = None) -> pd.DataFrame:
     return _collect(root, "metrics.jsonl", _per_step)
 
 
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, `model.norm_placement` for {"model": {"norm_placement": ...}}."""
+    out = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = str(value) if isinstance(value, list) else value
+    return out
+
+
 def _collect(root: str | Path | None, name: str, read: Any) -> pd.DataFrame:
     root = (find_root() / "runs" if root is None else Path(root)).resolve()
     tables = []
@@ -76,7 +87,7 @@ def _collect(root: str | Path | None, name: str, read: Any) -> pd.DataFrame:
             continue  # the result of a whole notebook, not of a run
         try:
             table, config = read(path)
-            table = table.assign(**_flat(config))
+            table = table.assign(**flat(config))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:  # AttributeError: JSON, but of another shape
             warnings.warn(f"left out {path.parent}: {type(e).__name__}: {e}", stacklevel=3)
             continue
@@ -95,16 +106,6 @@ def _per_depth(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 def _per_step(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     return pd.DataFrame(read_metrics(path)), read_json(path.parent / "config.json")
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            out |= _flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = str(value) if isinstance(value, list) else value
-    return out
 
 
 def _git(*args: str) -> str | None:

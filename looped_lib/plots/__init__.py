@@ -1,5 +1,6 @@
 """Figures: tidy data in, plotly Figures out."""
 
+from looped_lib.plots.bands import accuracy_bands, loss_bands
 from looped_lib.plots.benchmarks import benchmarks, drop_from_peak
 from looped_lib.plots.curves import (
     accuracy_by_depth,
@@ -18,6 +19,7 @@ from looped_lib.plots.walk import Walk, walk_figure, walk_slider
 
 __all__ = [
     "Walk",
+    "accuracy_bands",
     "accuracy_by_depth",
     "benchmarks",
     "drop_from_peak",
@@ -27,6 +29,7 @@ __all__ = [
     "finetuning",
     "gains_by_loop",
     "heatmaps",
+    "loss_bands",
     "loss_by_step",
     "movement",
     "pca_trajectories",
