@@ -65,7 +65,8 @@ class Comparison:
         if len(self.losses):
             self.training.show()
         if len(self.test):
-            display(self.test.style.hide().format(precision=4, na_rep="–"))
+            numbers = {"p": "{:.2g}", "p_holm": "{:.2g}"}
+            display(self.test.style.hide().format(numbers, precision=3, na_rep="–"))
 
 
 @dataclass(frozen=True)
