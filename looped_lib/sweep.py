@@ -1,125 +1,121 @@
-"""A grid of notebook runs: every combination of the given values, each in a folder of its own.
+"""Run a study: every run in a folder of its own, several at a time, skipping what is finished.
 
-    python -m looped_lib.sweep notebooks/01_norm_placement.ipynb \\
-        -p norm_placement pre_norm post_norm -p seed 0 1 2 --study norms
+    python -m looped_lib.sweep norms --size cpu                     (or: make sweep STUDY=norms)
+    python -m looped_lib.sweep my_study.yaml --jobs 4 --retry
 
-makes runs/norms/norm_placement=pre_norm,seed=0/ and five more. Each holds the executed notebook.ipynb, what the notebook
-records and, once the notebook has run to its end, sweep.json. The same command goes on after an interruption: it skips
-what is finished.
+makes runs/<study>/<size>/<run>/. A run that fails costs itself only and is reported with its cell and error; `--retry` runs it
+again. Kill the sweep whenever you like: the same command goes on. Runs go side by side on this machine, one for each GPU, or one
+for each core; or on a cluster that shares the folder, through joblib's backend for Dask (`--dask ADDRESS`).
 """
 
 import argparse
-import itertools
+import json
+import os
+import signal
+import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
-import papermill
-from tqdm.auto import tqdm
+import joblib
+import pandas as pd
+from rich.console import Console
 
-from looped_lib.files import read_json, write_json
-from looped_lib.notebooks import check_parameters, execute, parse_literal
+from looped_lib import gpus
+from looped_lib.files import held, holding, read_json, write_json
+from looped_lib.one_run import DONE, FAILED
+from looped_lib.presets import PRESETS
+from looped_lib.run_states import live_table, states
 from looped_lib.runs import find_root
+from looped_lib.study import Parameters, Study, StudyError, load, shipped
 
 
-@dataclass
-class Report:
-    """What became of each run of a sweep, by the run's name."""
-
-    done: list[str] = field(default_factory=list)
-    """Ran to the end now."""
-    skipped: list[str] = field(default_factory=list)
-    """Were finished before."""
-    failed: dict[str, str] = field(default_factory=dict)
-    """Did not reach the end, and why."""
+def default_jobs() -> int:
+    """Runs side by side: one for each GPU, or else for each core."""
+    return len(gpus.visible()) or len(os.sched_getaffinity(0))
 
 
-def grid(values: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
-    """The product of all values as {run name: parameters}, in the order given, the last parameter varying fastest.
+def sweep(
+    study: Study, size: str, folder: str | Path, jobs: int = 0, retry: bool = False, seeds: Sequence[int] | None = None
+) -> pd.DataFrame:
+    """Run what is not finished of `study` in `folder`/<run>/ and return `run_states.states`. `jobs` 0: `default_jobs`.
 
-    A run is named after its parameters (`norm_placement=pre_norm,seed=0`), so that equal names mean equal runs.
-    ValueError if a parameter has no value, or has the same one twice.
+    A run that failed before is run again with `retry` only. StudyError, before anything runs, on a run that its notebook would
+    refuse and on a finished run of other parameters in the same folder.
+
+    Under `joblib.parallel_config("dask")` the runs go to the cluster's workers, which must see `folder` and this library.
     """
-    for name, choices in values.items():
-        texts = [str(choice) for choice in choices]
-        if not texts or len(set(texts)) < len(texts):
-            raise ValueError(f"parameter {name} needs one or more different values, got {' '.join(texts) or 'none'}")
-    runs = [dict(zip(values, choice, strict=True)) for choice in itertools.product(*values.values())]
-    return {_name(parameters): parameters for parameters in runs}
+    folder = Path(folder).resolve()
+    runs = study.runs(size, seeds)
+    study.check_configs(size)
+    for name, parameters in runs.items():
+        _check_finished(study, folder / name, parameters)
+    left = [n for n in runs if not (folder / n / DONE).exists() and (retry or not (folder / n / FAILED).exists())]
+    jobs = jobs or default_jobs()
+    # On this machine threads are enough: each waits for a process of its own.
+    parallel = joblib.Parallel(n_jobs=jobs, prefer="threads", batch_size=1, pre_dispatch="all")
+    cores = max(1, len(os.sched_getaffinity(0)) // jobs)
+    parallel(joblib.delayed(start)(study.notebook, folder / name, runs[name], cores) for name in left)
+    return states(study, size, folder, seeds)
 
 
-def sweep(notebook: str | Path, values: Mapping[str, Sequence[Any]], folder: str | Path) -> Report:
-    """Execute `notebook` once per combination of `values`, in `folder`/<run>/; finished runs are skipped.
-
-    A notebook that has a parameter `out` is given the run's folder in it. A run that fails costs itself only; Ctrl-C stops
-    the sweep. ValueError, before anything runs, on a parameter that the notebook does not have or that the sweep itself
-    sets, and on finished runs of another notebook in the same folders.
-    """
-    notebook, folder = Path(notebook), Path(folder).resolve()
-    if "out" in values:
-        raise ValueError("out is the run's folder: the sweep sets it")
-    check_parameters(notebook, dict(values))
-    sets_out = "out" in papermill.inspect_notebook(str(notebook))
-    runs = grid(values)
-    report = Report(skipped=[name for name in runs if _finished(notebook, folder / name)])
-    for name in tqdm([name for name in runs if name not in report.skipped], desc=f"sweep {folder.name}", unit="run"):
-        out = {"out": str(folder / name)} if sets_out else {}
-        start = time.perf_counter()
-        try:
-            execute(notebook, folder / name, {**runs[name], **out})
-        except Exception as e:  # whatever it is, a kernel that died included, the other runs go on
-            report.failed[name] = _reason(e)
-            continue
-        # papermill marks a notebook as ended even when its kernel died, so the end is recorded here.
-        seconds = time.perf_counter() - start
-        write_json(folder / name / "sweep.json", {"notebook": notebook.name, "parameters": runs[name], "seconds": seconds})
-        report.done.append(name)
-    return report
+def start(notebook: Path, folder: Path, parameters: Parameters, cores: int) -> None:
+    """One run in a new process, on `cores` cores; returns when it has ended, which its folder then tells how."""
+    command = [sys.executable, "-m", "looped_lib.one_run", str(notebook), str(folder), json.dumps(parameters)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "sweep.log", "w") as log:
+        env = os.environ | {"OMP_NUM_THREADS": str(cores), "CUDA_VISIBLE_DEVICES": ",".join(gpus.visible())}
+        ended = subprocess.run(command, env=env, stdout=log, stderr=log).returncode
+    if ended and not held(folder):
+        with holding(folder):
+            if not (folder / DONE).exists():
+                how = f"signal {-ended} ({signal.Signals(-ended).name})" if ended < 0 else f"status {ended} (see sweep.log)"
+                failure = {"cell": None, "error": f"its process ended by {how}", "parameters": parameters}
+                write_json(folder / FAILED, failure)
 
 
-def _name(parameters: Mapping[str, Any]) -> str:
-    return ",".join(f"{name}={quote(str(value), safe='')}" for name, value in parameters.items())
-
-
-def _finished(notebook: Path, run: Path) -> bool:
-    if not (run / "sweep.json").exists():
-        return False
-    if (other := read_json(run / "sweep.json")["notebook"]) != notebook.name:
-        raise ValueError(f"{run} is a finished run of {other}, not of {notebook.name}: choose another study")
-    return True
-
-
-def _reason(e: Exception) -> str:
-    if isinstance(e, papermill.PapermillExecutionError):  # its text is the whole traceback, which the notebook keeps
-        return f"{e.ename}: {e.evalue}"
-    return f"{type(e).__name__}: {e}"
+def _check_finished(study: Study, folder: Path, parameters: Parameters) -> None:
+    if not (folder / DONE).exists():
+        return
+    done = read_json(folder / DONE)
+    if done["notebook"] != study.notebook.name:
+        raise StudyError(f"{folder} is a finished run of {done['notebook']}, not of {study.notebook.name}: name the study anew")
+    if done["parameters"] != parameters:
+        theirs, mine = done["parameters"], parameters
+        differ = sorted(k for k in {**theirs, **mine} if theirs.get(k) != mine.get(k))
+        what = ", ".join(f"{k} {theirs.get(k)!r}, now {mine.get(k)!r}" for k in differ)
+        raise StudyError(f"{folder} was run with {what}: delete it, or name the study anew")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Sweep and report; returns the exit status, 1 if a run failed."""
-    parser = argparse.ArgumentParser(prog="python -m looped_lib.sweep", description="Run a notebook over a grid of parameters")
-    parser.add_argument("notebook", type=Path)
-    parser.add_argument("-p", nargs="+", action="append", required=True, metavar=("NAME", "VALUE"), help="a parameter's values")
-    parser.add_argument("--study", required=True, help="name of the folder under runs/")
+    """Run a study under a live table; returns the exit status, 1 if a run failed."""
+    parser = argparse.ArgumentParser(prog="python -m looped_lib.sweep", description="Run a study")
+    parser.add_argument("study", help=f"a .yaml or .py file, or one of {', '.join(shipped())}")
+    parser.add_argument("--size", default="cpu", choices=PRESETS)
+    parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than the study's")
+    parser.add_argument("--jobs", type=int, default=0, help="runs side by side; default: one for each GPU, or else for each core")
+    parser.add_argument("--retry", action="store_true", help="run again what failed before")
+    parser.add_argument("--dask", metavar="ADDRESS", help="of a scheduler (tcp://host:8786) whose workers share this folder")
     args = parser.parse_args(argv)
-    names = [name for name, *_ in args.p]
-    if len(set(names)) < len(names):
-        parser.error("each parameter takes one -p, with all its values")
-    if Path(args.study).name != args.study:
-        parser.error(f"--study is the name of one folder under runs/, got {args.study!r}")
-    values = {name: [parse_literal(text) for text in texts] for name, *texts in args.p}
     try:
-        report = sweep(args.notebook, values, find_root() / "runs" / args.study)
-    except (OSError, ValueError) as e:
-        parser.error(str(e))
-    print(f"{len(report.done)} done, {len(report.skipped)} finished before, {len(report.failed)} failed")
-    for name, reason in report.failed.items():
-        print(f"  {name}: {reason}")
-    return 1 if report.failed else 0
+        study = load(args.study)
+        folder = find_root() / "runs" / study.name / args.size
+        cluster = joblib.parallel_config("dask", scheduler_host=args.dask) if args.dask else nullcontext()
+        with cluster, live_table(study, args.size, folder, args.seeds):
+            table = sweep(study, args.size, folder, args.jobs, args.retry, args.seeds)
+    except StudyError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    console = Console()
+    counts = table["state"].value_counts()
+    console.print(", ".join(f"{counts.get(state, 0)} {state}" for state in ("done", "failed", "waiting", "running")))
+    for row in table[table["state"] == "failed"].itertuples():
+        console.print(f"  {row.Index}: {row.error}", markup=False)
+    return int("failed" in counts)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,7 @@ def project(tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     write_json(tmp_path / "CONFIG.json", to_dict(base("smoke")))
+    (tmp_path / "STUDY.yaml").write_text(blocks("yaml")[0])
     write_json(tmp_path / "EVALUATION.json", to_dict(evaluation("smoke", tmp_path, depths=2, backend="transformers")))
     write_json(tmp_path / "FINETUNE.json", to_dict(pretraining("smoke", write_architecture(tmp_path / "architecture", "smoke"))))
     return tmp_path

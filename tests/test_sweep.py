@@ -1,86 +1,207 @@
-"""Sweeps: the whole grid runs, a failure costs one run, finished runs are not repeated, typos are refused."""
+"""Sweeps: all runs of a study, side by side; a failure costs one run, nothing is run twice or lost, whatever is killed."""
 
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import joblib
 import nbformat
+import psutil
 import pytest
 
+from looped_lib import gpus
 from looped_lib import sweep as module
-from looped_lib.files import read_json
-from looped_lib.sweep import grid, main, sweep
+from looped_lib.files import held, read_json, write_json
+from looped_lib.run_states import seconds_left, states
+from looped_lib.runs import find_root
+from looped_lib.study import Study, load
+from looped_lib.sweep import main, sweep
 
 # Run 1 raises and run 2's kernel dies until a file `repaired` lies beside the notebook, which is the working directory.
+# `log` gets a line when a run begins and one when it ends; `go` releases runs that wait.
 WORK = """
-import json, os, pathlib
-with open("log", "a") as file: file.write(f"{a}{b} ")
+import json, os, pathlib, time
+me = f"{a},{seed}"
+with open("log", "a") as file: file.write(f"begin {me} {os.environ['OMP_NUM_THREADS']}\\n")
 broken = not pathlib.Path("repaired").exists()
 if a == 1 and broken: raise RuntimeError("the reason")
 if a == 2 and broken: os._exit(1)
-pathlib.Path(out, "result.json").write_text(json.dumps([a, b]))
+while wait and not pathlib.Path("go").exists(): time.sleep(0.05)
+pathlib.Path(out, "result.json").write_text(json.dumps({"depths": [1, 4, 8], "accuracy": {"x": [0.1, 0.5, 1.0]}}))
+with open("log", "a") as file: file.write(f"end {me}\\n")
 """
-RUN = "a={},b=x%2Fy".format
+STUDY = """\
+about: a toy
+notebook: work.ipynb
+set: {wait: WAIT}
+grid: {a: [0, 1, 2]}
+seeds: [5]
+"""
+SWEEP = """
+import sys
+from looped_lib.study import load
+from looped_lib.sweep import sweep
+sweep(load(sys.argv[1]), "cpu", sys.argv[2], int(sys.argv[3]))
+"""
 
 
-def write_notebook(path, parameters='a: int = 0  # which\nb: str = ""\nout: str = ""'):
-    cell = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    cells = [cell, nbformat.v4.new_code_cell(WORK)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
-    return path
+def run_name(a):
+    return f"a={a},seed=5"
 
 
 @pytest.fixture
-def notebook(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
+    """A project of its own, with a toy notebook and two studies of it."""
     monkeypatch.setattr(module, "find_root", lambda: tmp_path)
-    (tmp_path / "notebooks").mkdir()
-    return write_notebook(tmp_path / "notebooks" / "work.ipynb")
+    parameters = 'preset: str = "cpu"\na: int = 0\nwait: bool = False\nseed: int = 0\nout: str = ""'
+    cell = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell(WORK)], metadata=kernel)
+    nbformat.write(notebook, tmp_path / "work.ipynb")
+    (tmp_path / "mine.yaml").write_text(STUDY.replace("WAIT", "false"))
+    (tmp_path / "slow.yaml").write_text(STUDY.replace("WAIT", "true").replace("[0, 1, 2]", "[3, 4, 5, 6]"))
+    yield tmp_path
+    (tmp_path / "go").touch()  # whatever a test left waiting
 
 
-def test_failures_cost_one_run_and_only_they_are_repeated(notebook, tmp_path, capsys):
-    command = [str(notebook), "-p", "a", "0", "1", "2", "-p", "b", "x/y", "--study", "mine"]
-    runs = tmp_path / "runs" / "mine"
+def log(folder):
+    """Begin and end of runs, without the number of threads."""
+    lines = (folder / "log").read_text().splitlines() if (folder / "log").exists() else []
+    return [" ".join(line.split()[:2]) for line in lines]
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def test_failures_cost_one_run_and_are_repeated_on_request(folder, capsys):
+    command = [str(folder / "mine.yaml"), "--jobs", "2"]
+    runs = folder / "runs" / "mine" / "cpu"
     assert main(command) == 1
-    out = capsys.readouterr().out
-    assert "1 done, 0 finished before, 2 failed" in out and f"{RUN(1)}: RuntimeError: the reason" in out
-    assert f"{RUN(2)}: DeadKernelError" in out
-    assert read_json(runs / RUN(0) / "result.json") == [0, "x/y"]
-    assert "the reason" in (runs / RUN(1) / "notebook.ipynb").read_text()
-    assert read_json(runs / RUN(0) / "sweep.json")["parameters"] == {"a": 0, "b": "x/y"}
+    said = capsys.readouterr()
+    assert "1 done, 2 failed" in said.out and f"{run_name(1)}: cell 3: RuntimeError: the reason" in said.out
+    assert f"{run_name(2)}: cell 3: DeadKernelError" in said.out
+    assert f"{run_name(0)}: done" in said.err
+    assert "the reason" in (runs / run_name(1) / "notebook.ipynb").read_text()
+    parameters = {"preset": "cpu", "wait": False, "a": 0, "seed": 5}
+    assert read_json(runs / run_name(0) / "sweep.json")["parameters"] == parameters
+    table = states(load(command[0]), "cpu", runs)
+    assert table["held"].to_list()[0] == pytest.approx(0.75) and seconds_left(table) == 0
+    assert len({line for line in (folder / "log").read_text().splitlines() if "begin" in line}) == 3
 
-    (notebook.parent / "repaired").touch()
-    assert main(command) == 0
-    assert "2 done, 1 finished before, 0 failed" in capsys.readouterr().out
-    assert [read_json(runs / RUN(a) / "result.json") for a in range(3)] == [[a, "x/y"] for a in range(3)]
-    assert (notebook.parent / "log").read_text().split() == ["0x/y", "1x/y", "2x/y", "1x/y", "2x/y"]
+    assert main(command) == 1  # what failed is not tried again by itself
+    assert len(log(folder)) == 4
+    (folder / "repaired").touch()
+    assert main([*command, "--retry"]) == 0
+    assert "3 done, 0 failed" in capsys.readouterr().out
+    begun = sorted(line for line in log(folder) if "begin" in line)
+    assert begun == ["begin 0,5", "begin 1,5", "begin 1,5", "begin 2,5", "begin 2,5"]
 
-    other = write_notebook(notebook.with_name("other.ipynb"))
-    with pytest.raises(ValueError, match="finished run of work.ipynb, not of other.ipynb: choose another study"):
-        sweep(other, {"a": [0], "b": ["x/y"]}, runs)
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["-p", "aa", "1", "--study", "s"], "work.ipynb has no parameter aa; it has a, b, out"),
-        (["-p", "out", "x", "--study", "s"], "the sweep sets it"),
-        (["-p", "a", "1", "-p", "a", "2", "--study", "s"], "one -p, with all its values"),
-        (["-p", "a", "1", "1", "--study", "s"], "parameter a needs one or more different values, got 1 1"),
-        (["-p", "a", "--study", "s"], "parameter a needs one or more different values, got none"),
-        (["-p", "a", "1", "--study", "../s"], "name of one folder"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused_before_anything_runs(notebook, tmp_path, capsys, arguments, message):
-    with pytest.raises(SystemExit) as stop:
-        main([str(notebook), *arguments])
-    assert stop.value.code == 2 and message in capsys.readouterr().err
-    assert not (tmp_path / "runs").exists() and not (notebook.parent / "log").exists()
+    (folder / "mine.yaml").write_text(STUDY.replace("WAIT", "true"))
+    assert main(command) == 2
+    assert "was run with wait False, now True: delete it, or name the study anew" in capsys.readouterr().err
 
 
-def test_a_missing_notebook_is_a_plain_error(notebook, capsys):
+def test_mistakes_are_refused_before_anything_runs(folder, capsys):
+    (folder / "typo.yaml").write_text(STUDY.replace("WAIT", "true").replace("{a:", "{aa:"))
+    assert main([str(folder / "typo.yaml")]) == 2
+    assert "typo.yaml, line 4: grid.aa: work.ipynb has no parameter aa; it has preset, a, wait" in capsys.readouterr().err
+    assert main(["absent"]) == 2
+    assert "no study absent" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main([str(notebook.with_name("absent.ipynb")), "-p", "a", "1", "--study", "s"])
-    assert "absent.ipynb" in capsys.readouterr().err
+        main([str(folder / "mine.yaml"), "--size", "tiny"])
+    assert not (folder / "runs").exists() and not log(folder)
 
 
-def test_grid_is_the_product_and_names_are_one_to_one():
-    runs = grid({"p": ["a,q=1", "a"], "q": [1, 0.5]})
-    assert list(runs.values()) == [{"p": p, "q": q} for p in ("a,q=1", "a") for q in (1, 0.5)]
-    assert len(runs) == 4 and not any("/" in name for name in grid({"p": ["a/b", "a%2Fb", ".."]}))
+def test_a_killed_sweep_goes_on_and_a_second_one_runs_nothing_twice(folder):
+    study, runs = load(folder / "slow.yaml"), folder / "runs" / "slow" / "cpu"
+    command = [sys.executable, "-c", SWEEP, str(folder / "slow.yaml"), str(runs), "2"]
+    first = subprocess.Popen(command, cwd=find_root())
+    until(lambda: len(log(folder)) == 2)
+    table = states(study, "cpu", runs)
+    assert table["state"].to_list() == ["running", "running", "waiting", "waiting"]
+    first.kill()  # its two runs go on without it
+    second = subprocess.Popen(command, cwd=find_root())
+    time.sleep(3)
+    assert len(log(folder)) == 2
+    (folder / "go").touch()
+    assert second.wait(120) == 0
+    assert states(study, "cpu", runs)["state"].to_list() == ["done"] * 4
+    assert sorted(log(folder)) == sorted(f"{what} {a},5" for a in (3, 4, 5, 6) for what in ("begin", "end"))
+
+
+def test_a_killed_run_is_a_failure_that_says_so(folder):
+    study, runs = load(folder / "slow.yaml"), folder / "runs" / "slow" / "cpu"
+    process = subprocess.Popen([sys.executable, "-c", SWEEP, str(folder / "slow.yaml"), str(runs), "4"], cwd=find_root())
+    until(lambda: len(log(folder)) == 4)
+    (victim,) = [p for p in psutil.Process(process.pid).children() if run_name(4) in " ".join(p.cmdline())]
+    victim.kill()
+    until(lambda: (runs / run_name(4) / "failed.json").exists())
+    (folder / "go").touch()
+    assert process.wait(120) == 0
+    table = states(study, "cpu", runs)
+    assert table["state"].to_list() == ["done", "failed", "done", "done"]
+    assert table["error"].iloc[1] == "its process ended by signal 9 (SIGKILL)"
+    assert sweep(study, "cpu", runs, retry=True)["state"].to_list() == ["done"] * 4
+
+
+def test_a_cluster_loses_a_worker_and_nothing_else(folder):
+    distributed = pytest.importorskip("distributed")
+    study, runs = load(folder / "slow.yaml"), folder / "runs" / "slow" / "cpu"
+    options = {"n_workers": 3, "threads_per_worker": 1, "processes": True, "dashboard_address": None, "host": "127.0.0.1"}
+    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
+        killed = []
+
+        def kill_one():  # the worker and all that it has started: a machine that is gone
+            until(lambda: len(log(folder)) == 3)
+            worker = next(p for p in client.run(os.getpid).values() if psutil.Process(p).children(recursive=True))
+            everything = [psutil.Process(worker), *psutil.Process(worker).children(recursive=True)]
+            for process in everything:
+                process.send_signal(signal.SIGKILL)
+            killed.append(worker)
+            (folder / "go").touch()
+
+        with joblib.parallel_config("dask", client=client):
+            thread = threading.Thread(target=kill_one)
+            thread.start()
+            table = sweep(study, "cpu", runs)
+            thread.join()
+    assert killed and table["state"].to_list() == ["done"] * 4
+    lines = log(folder)
+    ended = sorted(line for line in lines if line.startswith("end"))
+    assert ended == [f"end {a},5" for a in (3, 4, 5, 6)]
+    begun = [line for line in lines if line.startswith("begin")]
+    assert len(begun) == 5 and len(set(begun)) == 4  # the killed run began again, no other
+
+
+def test_a_run_sees_one_gpu_that_no_other_sees(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
+    assert gpus.visible() == ["3", "7"] and module.default_jobs() == 2
+    with gpus.one_gpu() as mine:
+        assert mine == os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+        show = "import os; from looped_lib.gpus import one_gpu\nwith one_gpu() as g: print(g, os.environ['CUDA_VISIBLE_DEVICES'])"
+        env = os.environ | {"CUDA_VISIBLE_DEVICES": "3,7", "TMPDIR": str(tmp_path)}
+        assert subprocess.check_output([sys.executable, "-c", show], env=env, text=True).split() == ["7", "7"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,7"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with gpus.one_gpu() as none:
+        assert none is None and module.default_jobs() == len(os.sched_getaffinity(0))
+
+
+def test_progress_and_time_left_of_known_notebooks(tmp_path):
+    notebook = find_root() / "notebooks" / "01_norm_placement.ipynb"
+    study = Study(name="s", about="", notebook=notebook, set={"norm_placement": "pre_norm"}, seeds=(0, 1, 2))
+    assert states(study, "smoke", tmp_path)["progress"].to_list() == [0, 0, 0]
+    (tmp_path / "seed=0" / "pre_norm-LayerNorm-seed0").mkdir(parents=True)
+    (tmp_path / "seed=0" / "pre_norm-LayerNorm-seed0" / "metrics.jsonl").write_text('{"step": 2}\n{"step": 3}\n')
+    write_json(tmp_path / "seed=1" / "sweep.json", {"notebook": "", "parameters": {}, "seconds": 40.0})
+    table = states(study, "smoke", tmp_path)
+    assert table["progress"].to_list() == [0.5, 1, 0] and table["seconds_left"].to_list()[2] == 40
+    assert seconds_left(table) == 80 and not held(tmp_path / "seed=0")

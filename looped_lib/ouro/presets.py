@@ -95,7 +95,7 @@ def word_problems() -> ChatDataConfig:
 
 
 def write_architecture(folder: str | Path, preset: str) -> Path:
-    """Write the config.json of a small preset's model (130,000 parameters in `cpu`) into `folder`, and return the folder."""
+    """Write the config.json of a small preset's model (136,000 parameters in `cpu`) into `folder`, and return the folder."""
     width, layers = {"smoke": (32, 2), "cpu": (64, 1)}[preset]
     OuroConfig(
         vocab_size=512,

@@ -1,0 +1,120 @@
+"""A study says what will run; whatever is wrong in it is one error that names file, line and field, before anything runs."""
+
+import pytest
+
+from looped_lib.presets import CONFIGS, PRESETS
+from looped_lib.study import FOLDER, Study, StudyError, load, shipped
+
+GOOD = """\
+about: Where the norm stands
+notebook: 01_norm_placement
+set: {max_depth: 9}
+grid:
+  - norm_placement: [pre_norm, post_norm]
+    norm_type: LayerNorm
+  - norm_type: DeepNorm
+    norm_placement: post_norm
+seeds: [0, 4]
+sizes:
+  smoke: {seeds: [7], set: {max_depth: 3}}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="mine.yaml"):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+def test_runs_are_every_combination_the_first_seed_of_all_first(write):
+    study = load(write(GOOD))
+    runs = study.runs("cpu")
+    assert list(runs) == [
+        f"{setting},seed={seed}"
+        for seed in (0, 4)
+        for setting in (
+            "norm_placement=pre_norm,norm_type=LayerNorm",
+            "norm_placement=post_norm,norm_type=LayerNorm",
+            "norm_type=DeepNorm,norm_placement=post_norm",
+        )
+    ]
+    first = {"preset": "cpu", "max_depth": 9, "norm_placement": "pre_norm", "norm_type": "LayerNorm", "seed": 0}
+    assert list(runs.values())[0] == first
+    small = study.runs("smoke")
+    assert len(small) == 3 and all(p["seed"] == 7 and p["max_depth"] == 3 and p["preset"] == "smoke" for p in small.values())
+    assert {p["seed"] for p in study.runs("smoke", seeds=[1, 2]).values()} == {1, 2}
+
+
+def test_names_are_one_to_one(write):
+    study = load(write(GOOD))
+    odd = Study(name="x", about="", notebook=study.notebook, grid=({"norm_type": ["a/b", "a%2Fb", "..", "a,seed=1"]},))
+    names = odd.runs("cpu")
+    assert len(names) == 4 and not any("/" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("about: Where the norm stands\n", "", "line 1: about: is missing"),
+        ("notebook: 01_norm_placement", "notebook: 01_norm", "line 2: notebook: .*01_norm.ipynb is missing"),
+        ("norm_placement: [pre", "norm_placment: [pre", "line 5: grid.0..norm_placment: .*placement.ipynb has no parameter"),
+        ("max_depth: 9", "max_depth: deep", "line 3: set.max_depth: must be int, got 'deep'"),
+        ("max_depth: 9", "max_depth: true", "line 3: set.max_depth: must be int, got True"),
+        ("max_depth: 9", "out: here", "line 3: set.out: it is the run's folder"),
+        ("max_depth: 9", "preset: cpu", "line 3: set.preset: the size sets it"),
+        ("norm_type: LayerNorm", "norm_type: []", "line 6: grid.0..norm_type: needs one or more different values"),
+        ("pre_norm, post_norm", "post_norm, post_norm", "line 5: grid.0..norm_placement: needs one or more different values"),
+        ("norm_type: DeepNorm", "norm_type: LayerNorm", None),
+        ("seeds: [0, 4]", "seeds: [0, 0]", "line 9: seeds: must be a list of different whole numbers"),
+        ("seeds: [0, 4]", "seeds: 3", "line 9: seeds: must be a list of different whole numbers"),
+        ("seeds: [0, 4]", "sedes: [0, 4]", "line 9: sedes: unknown field; a study has about, notebook, set, grid, seeds, sizes"),
+        ("smoke:", "small:", "line 11: sizes.small: unknown size; there are smoke, cpu, paper"),
+        ("seeds: [7]", "jobs: 7", "line 11: sizes.smoke.jobs: a size has seeds and set, no more"),
+        ("grid:\n", "grid: [\n", "line 5: "),
+    ],
+)
+def test_what_cannot_be_meant_names_file_line_and_field(write, old, new, message):
+    assert old in GOOD
+    path = write(GOOD.replace(old, new))
+    if message is None:  # the same two values, in another order of parameters: other names, but nothing is lost
+        assert len(load(path).runs("cpu")) == 6
+        return
+    with pytest.raises(StudyError, match=message) as error:
+        load(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_value_that_the_configs_refuse_is_found_before_anything_runs(write):
+    study = load(write(GOOD.replace("pre_norm, post_norm", "prenorm, post_norm")))
+    with pytest.raises(StudyError, match="run norm_placement=prenorm,.*norm_placement must be one of pre_norm"):
+        study.check_configs("cpu")
+    with pytest.raises(StudyError, match="size must be one of smoke, cpu, paper, got 'big'"):
+        study.check_configs("big")
+
+
+def test_a_study_may_be_python(write, tmp_path):
+    text = "from pathlib import Path\nfrom looped_lib.runs import find_root\nfrom looped_lib.study import Study\nSTUDY = "
+    study = 'Study(name="p", about="", notebook=find_root() / "notebooks" / "01_norm_placement.ipynb", seeds=(1,))\n'
+    assert list(load(write(text + study, "p.py")).runs("smoke")) == ["seed=1"]
+    with pytest.raises(StudyError, match="must end with STUDY = Study"):
+        load(write(text + "3\n", "q.py"))
+    with pytest.raises(StudyError, match="no study nroms: give a .yaml or .py file, or one of .*norms"):
+        load("nroms")
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_the_projects_studies_are_right_in_every_size(name):
+    study = load(name)
+    assert study.about and study.file == str(FOLDER / f"{name}.yaml")
+    sizes = [size for size in PRESETS if (name, size) != ("seeds", "paper")]  # the tour has no paper size
+    for size in sizes:
+        study.check_configs(size)
+        trained = [tuple(CONFIGS[study.notebook.stem](**_without_depth(p)).values()) for p in study.runs(size).values()]
+        assert len(set(map(str, trained))) == len(trained), "two runs of one experiment"
+
+
+def _without_depth(parameters):
+    return {name: value for name, value in parameters.items() if name != "max_depth"}
