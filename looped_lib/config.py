@@ -23,6 +23,8 @@ from looped_lib.samplers import FixedLoops, LoopSampler
 
 NormPlacement = Literal["pre_norm", "post_norm", "sandwich_branch", "sandwich_dual"]
 NormType = Literal["LayerNorm", "RMSNorm", "SimpleNorm", "DeepNorm"]
+InjectionKind = Literal["none", "add", "concat", "diagonal"]
+InitialState = Literal["embedding", "random"]
 Quantity = Literal["squared_fro", "spectral_norm", "spectral_radius"]
 Product = Literal["vjp", "jvp", "finite_difference"]
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -58,9 +60,13 @@ class ModelConfig:
     """Tokens; the addition task has 15 characters."""
     max_len: int = 64
     """Positions that have an embedding."""
+    injection: InjectionKind = "none"
+    """How the embedded input enters every loop again (see `injection`)."""
+    initial_state: InitialState = "embedding"
+    """Where the loops begin (see `initial_state`); random needs injection."""
 
     def __post_init__(self):
-        checks.choice(self, norm_placement=NormPlacement, norm_type=NormType)
+        checks.choice(self, norm_placement=NormPlacement, norm_type=NormType, injection=InjectionKind, initial_state=InitialState)
         checks.whole(self, 1, "d_model", "n_heads", "d_ff", "k_layers", "vocab_size", "max_len")
         checks.whole(self, 0, "prelude_layers", "coda_layers")
         checks.number(self, 0, 1, "dropout", open_end=True)
@@ -72,6 +78,8 @@ class ModelConfig:
                 "ModelConfig.norm_type 'DeepNorm' is N(alpha x + F x), which is defined for norm_placement "
                 f"'post_norm' only, got {self.norm_placement!r}"
             )
+        if self.initial_state == "random" and self.injection == "none":
+            raise ConfigError("ModelConfig.initial_state 'random' needs an injection: without one the model never sees its input")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from looped_lib.addition import Problems, equal_lengths
 from looped_lib.model import LoopedTransformer, evaluating
 from looped_lib.prefixes import SharedPrefixes, WholeSequences
+from looped_lib.state import moving
 
 _ANCHOR_EVERY = 8  # loops between the states that later ones are compared with: any cycle up to this long is found
 
@@ -105,7 +106,7 @@ def _one_chunk(
             before = sequences.states
             sequences.step()
         correct[:, depth] = (sequences.logits(width).argmax(dim=-1) == answer).all(dim=1)
-        sums[:, depth] = _token_sums(sequences.states, before, sequences.copies)
+        sums[:, depth] = _token_sums(model, sequences.states, before, sequences.copies)
         bar.update()
         if anchor and all(map(torch.equal, sequences.states, anchor)):
             # h_t = h_{t-p}: everything from t + 1 on is what it was p loops earlier.
@@ -120,12 +121,14 @@ def _one_chunk(
     return correct.cpu(), sums.cpu()
 
 
-def _token_sums(states: list[Tensor], before: list[Tensor] | None, copies: list[Tensor]) -> Float[Tensor, "2"]:
+def _token_sums(model: nn.Module, states: list[Tensor], before: list[Tensor] | None, copies: list[Tensor]) -> Float[Tensor, "2"]:
     """Sums over tokens of ||h_t|| and ||h_t - h_{t-1}|| / ||h_{t-1}||; a shared prefix counts once per sequence."""
     sums = torch.zeros(2, dtype=torch.float64, device=copies[0].device)
-    for i, (h, n) in enumerate(zip(states, copies, strict=True)):
+    for i, (state, n) in enumerate(zip(states, copies, strict=True)):
+        h = moving(model, state)
         sums[0] += h.norm(dim=-1).double().sum(dim=1) @ n
         if before is not None:
-            relative = (h - before[i]).norm(dim=-1) / before[i].norm(dim=-1)
+            h_before = moving(model, before[i])
+            relative = (h - h_before).norm(dim=-1) / h_before.norm(dim=-1)
             sums[1] += relative.double().sum(dim=1) @ n
     return sums

@@ -13,6 +13,7 @@ from looped_lib.addition import Problems, alike
 from looped_lib.exits import exit_curve
 from looped_lib.fixed_points import KINDS, contraction_rate, fate
 from looped_lib.spectrum import eigenvalues, exact_radius, exact_squared_fro, lanczos_norm
+from looped_lib.state import loop_at
 from looped_lib.trajectory import Trajectory
 
 TOLERANCES = (0.5, 0.3, 0.2, 0.1, 0.03, 0.01, 1e-3, 1e-4)
@@ -31,7 +32,7 @@ def dynamics(
     """
     found = fate(model, alike(problems, n_problems).inputs, n_loops, progress=progress)
     finite = found.state.isfinite().flatten(1).all(1)
-    radius = exact_radius(model.step, found.state[finite]) if finite.any() else torch.tensor([torch.nan])
+    radius = exact_radius(*loop_at(model, found.state[finite])) if finite.any() else torch.tensor([torch.nan])
     curve = exit_curve(model, problems, TOLERANCES, max_depth, progress=progress)
     return {
         "class": {kind: Counter(found.kind)[kind] for kind in KINDS},
@@ -63,7 +64,7 @@ def dynamics_table(records: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 def spectra(model: nn.Module, path: Trajectory, loops: Sequence[int]) -> dict[int, Complex[Tensor, "seq d_model"]]:
     """All eigenvalues of J at the states of the first sequence of `path` after each of `loops`, in one batch."""
-    return dict(zip(loops, eigenvalues(model.eval().step, _states(path, loops)), strict=True))
+    return dict(zip(loops, eigenvalues(*loop_at(model.eval(), _states(path, loops))), strict=True))
 
 
 def gains(model: nn.Module, path: Trajectory, loops: Sequence[int]) -> dict[str, list[float]]:
@@ -73,9 +74,11 @@ def gains(model: nn.Module, path: Trajectory, loops: Sequence[int]) -> dict[str,
     sigma_max  the greatest factor in one loop, over all directions
     rms        ||J||_F / sqrt(N): the root mean square factor, over all directions
     """
-    h, step = _states(path, loops), model.eval().step
+    states = _states(path, loops)
+    step, h = loop_at(model.eval(), states)
     rms = (exact_squared_fro(step, h) / h[0].numel()).sqrt()
-    return {"radius": exact_radius(step, h).tolist(), "sigma_max": lanczos_norm(step, h).tolist(), "rms": rms.tolist()}
+    sigma_max = torch.cat([lanczos_norm(*loop_at(model, row[None])) for row in states])  # its products are of one row each
+    return {"radius": exact_radius(step, h).tolist(), "sigma_max": sigma_max.tolist(), "rms": rms.tolist()}
 
 
 def spectrum_loops(max_depth: int) -> list[int]:
@@ -85,9 +88,10 @@ def spectrum_loops(max_depth: int) -> list[int]:
     return sorted({*(2**k for k in range(max_depth.bit_length())), max_depth})
 
 
-def _states(path: Trajectory, loops: Sequence[int]) -> Float[Tensor, "loop seq d_model"]:
+def _states(path: Trajectory, loops: Sequence[int]) -> Float[Tensor, "loop seq width"]:
     """Those of the first sequence after each of `loops`: a batch."""
-    return path.states[[path.loops.tolist().index(t) for t in loops], 0]
+    h = path.states[[path.loops.tolist().index(t) for t in loops], 0]
+    return torch.cat([h, path.held[0].to(h).expand(len(h), -1, -1)], dim=-1)
 
 
 def _number(x: Float[Tensor, ""]) -> float | None:

@@ -29,6 +29,7 @@ from looped_lib.anderson import Iterate, advance
 from looped_lib.cache import Cache, Slot
 from looped_lib.lengths import token_norm
 from looped_lib.model import LoopedTransformer, evaluating
+from looped_lib.state import moving
 
 NEAR = 0.03  # mixing from 0.1 on was slower than the plain loop, from 0.01 on no faster than from here
 
@@ -133,7 +134,7 @@ def _one_chunk(
     now = Iterate(model.embed(ids[:, :-1]))
     for t in range(1, max_loops + 1):
         image = model.step(now.x)
-        worst = _residual(image, now.x).cummax(1).values
+        worst = _residual(model, image, now.x).cummax(1).values
         said = model.readout(image)[:, -answer.shape[1] :].argmax(-1)
         rests = worst[:, -answer.shape[1] :, None] <= bounds
         leaves = (tau[running] == max_loops) & (rests | (t == max_loops))
@@ -168,7 +169,7 @@ class _Decoder:
                 self.worst.append(now.x.new_zeros(len(new)))
                 now, self.deepest = self._with_earlier(now), None
             image = self.model.step(now.x, self.cache.loops[t])
-            worst = torch.maximum(self.worst[t][:, None], _residual(image, now.x).cummax(1).values)
+            worst = torch.maximum(self.worst[t][:, None], _residual(self.model, image, now.x).cummax(1).values)
             self.worst[t] = worst[:, -1]
             t += 1
             leaves = running & ((worst[:, -1] <= self.tolerance) | (t == self.max_loops))
@@ -182,6 +183,6 @@ class _Decoder:
         return now if self.deepest is None else self.deepest.followed_by(now)
 
 
-def _residual(image: Tensor, x: Tensor) -> Float[Tensor, "batch seq"]:
+def _residual(model: nn.Module, image: Tensor, x: Tensor) -> Float[Tensor, "batch seq"]:
     """||Phi(x) - x|| / ||x|| of every position."""
-    return token_norm(image - x) / token_norm(x)
+    return token_norm(moving(model, image - x)) / token_norm(moving(model, x))

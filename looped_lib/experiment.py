@@ -3,13 +3,12 @@
 result.json = {"depths", "accuracy", "state_norm", "residual": one value per depth, "n_test", "seconds", "config", "provenance"}
 """
 
-import json
 import math
 import time
 from pathlib import Path
 from typing import Any
 
-from looped_lib.config import ExperimentConfig, to_dict
+from looped_lib.config import ExperimentConfig, from_dict, to_dict
 from looped_lib.depth import depth_curve
 from looped_lib.files import read_json, write_json
 from looped_lib.runs import provenance
@@ -24,7 +23,7 @@ def run_experiment(config: ExperimentConfig, run_dir: str | Path, max_depth: int
     path = Path(run_dir) / "result.json"
     if path.exists():
         result = read_json(path)
-        if result["config"] == json.loads(json.dumps(to_dict(config))) and result["depths"][-1] >= max_depth:
+        if from_dict(ExperimentConfig, result["config"], str(path)) == config and result["depths"][-1] >= max_depth:
             return result
     start = time.perf_counter()
     model = train(config, run_dir, progress)

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 from looped_lib.lengths import row_norm
 from looped_lib.model import evaluating
+from looped_lib.state import moving
 
 KINDS = ("converged", "cycle", "drift", "blow_up")
 BLOW_UP = 10.0
@@ -52,8 +53,8 @@ class Fate:
     """Greatest relative distance from the anchor."""
     growth: Float[Tensor, "batch"]
     """||h_n|| / ||anchor||."""
-    state: Float[Tensor, "batch seq d_model"]
-    """h_n, the last state."""
+    state: Float[Tensor, "batch seq width"]
+    """The last state, h_n and what is held beside it."""
 
     @property
     def n_loops(self) -> int:
@@ -106,9 +107,12 @@ def contraction_rate(residual: Float[Tensor, "loop batch"], floor: float | None 
 def _follow(model: nn.Module, h: Tensor, n_loops: int, tol: float, max_period: int, bar: tqdm) -> Fate:
     residuals: list[Tensor] = []
 
+    def length(h: Tensor) -> Tensor:
+        return row_norm(moving(model, h))
+
     def advance(h: Tensor) -> Tensor:
         new = model.step(h)
-        residuals.append(row_norm(new - h) / row_norm(h))
+        residuals.append(length(new - h) / length(h))
         bar.update()
         return new
 
@@ -131,10 +135,10 @@ def _follow(model: nn.Module, h: Tensor, n_loops: int, tol: float, max_period: i
     for left in range(max(repeat, 2 * max_period) if over else n_loops - len(residuals), 0, -1):
         recent.appendleft(h)
         h = advance(h)
-        strayed = torch.maximum(strayed, row_norm(h - anchor) / row_norm(anchor))
+        strayed = torch.maximum(strayed, length(h - anchor) / length(anchor))
         if left <= max_period:
-            far = torch.maximum(far, row_norm(h - torch.stack(tuple(recent))) / row_norm(h))
-    growth = row_norm(h) / row_norm(anchor)
+            far = torch.maximum(far, length(h - torch.stack(tuple(recent))) / length(h))
+    growth = length(h) / length(anchor)
     kind, period = _kinds(h.isfinite().flatten(1).all(1), growth, strayed, far, tol, repeat)
     return Fate(kind, period, repeat > 0, torch.stack(residuals), strayed, growth, h)
 

@@ -1,12 +1,15 @@
 """The small looped transformer: embed, then one shared block stack Phi applied again and again, then read out.
 
     h_0     = embed(ids)              token + learned position embedding, dropout, optional unlooped prelude blocks
-    h_{t+1} = step(h_t) = Phi(h_t)    k shared blocks; the input is not injected again
+    h_{t+1} = step(h_t) = Phi(h_t)    k shared blocks; by default the input is not injected again
     logits  = readout(h_T)            optional unlooped coda blocks, final norm, head tied to the token embedding
 
 `forward(ids, n_loops)` only composes the three. Samplers, regularisers, trajectories and depth curves use nothing else, but
 for one thing that a model may offer to be looked at: step(h) = loop_norm(before_norm(h)), the state before the norm that ends
 each loop and hides its growth.
+
+With input injection the state that the three functions pass on is the pair [h; e], of which a loop moves the first `n_moving`
+entries (see `injection`, `state`), and h_0 may be random (see `initial_state`).
 """
 
 import math
@@ -21,7 +24,10 @@ from looped_lib.blocks import Block, DeepNormResidual, Stream
 from looped_lib.cache import Cache, Slot
 from looped_lib.config import ModelConfig
 from looped_lib.dropout import Dropout
+from looped_lib.initial_state import STARTS
+from looped_lib.injection import INJECTIONS
 from looped_lib.norms import make_norm
+from looped_lib.state import moving
 
 Ids = Int[Tensor, "batch seq"]
 Logits = Float[Tensor, "batch seq vocab"]
@@ -40,6 +46,9 @@ class LoopedTransformer(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.k_layers))
         self.coda = nn.ModuleList(Block(config) for _ in range(config.coda_layers))
         self.final_norm = make_norm(config.norm_type, config.d_model)
+        self.start = STARTS[config.initial_state](config)
+        self.injection = INJECTIONS[config.injection](config)
+        self.n_moving = config.d_model
         self.apply(self._initialise)
 
     def embed(self, ids: Ids, cache: Cache | None = None) -> Stream:
@@ -51,7 +60,12 @@ class LoopedTransformer(nn.Module):
         h = self.dropout(self.token_embedding(ids) + self.position_embedding.weight[first:last])
         if cache is not None:
             cache.positions = last
-        return _run(self.prelude, h, None if cache is None else cache.prelude)
+        e = _run(self.prelude, h, None if cache is None else cache.prelude)
+        return self.injection.start(self.start(e, first), e)
+
+    def resume(self, state: Stream, ids: Ids) -> Stream:
+        """`state` as today's weights would hold it: h stays, an injected e is that of `ids` again, with gradient."""
+        return state if state.shape[-1] == self.n_moving else self.injection.follow(moving(self, state), self.embed(ids))
 
     def step(self, h: Stream, slots: list[Slot] | None = None) -> Stream:
         """Phi(h): exactly one loop, per-loop norms included. `slots` are the cached keys and values of this loop."""
@@ -59,16 +73,16 @@ class LoopedTransformer(nn.Module):
 
     def before_norm(self, h: Stream, slots: list[Slot] | None = None) -> Stream:
         """The last sum of Phi(h), before the norm that ends the loop; Phi(h) itself where the placement has no such norm."""
-        h = _run(self.layers[:-1], h, slots)
-        return self.layers[-1].before_norm(h, None if slots is None else slots[-1])
+        x = _run(self.layers[:-1], self.injection(h), slots)
+        return self.injection.follow(self.layers[-1].before_norm(x, None if slots is None else slots[-1]), h)
 
     def loop_norm(self, u: Stream) -> Stream:
         """The norm that ends the loop: step(h) = loop_norm(before_norm(h))."""
-        return self.layers[-1].mlp.outer(u)
+        return self.injection.follow(self.layers[-1].mlp.outer(self.injection.moving(u)), u)
 
     def readout(self, h: Stream, slots: list[Slot] | None = None) -> Logits:
         """Next-token logits at every position of h."""
-        return self.final_norm(_run(self.coda, h, slots)) @ self.token_embedding.weight.T
+        return self.final_norm(_run(self.coda, self.injection.moving(h), slots)) @ self.token_embedding.weight.T
 
     def forward(self, ids: Ids, n_loops: int) -> Logits:
         """Logits after `n_loops` loops; 0 reads out the embedding itself."""

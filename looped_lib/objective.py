@@ -11,6 +11,7 @@ from looped_lib.addition import IGNORE
 from looped_lib.config import ExperimentConfig
 from looped_lib.model import LoopedTransformer
 from looped_lib.regularizers import JacobianPenalty, l2_penalty
+from looped_lib.state import moving
 
 
 class Terms(NamedTuple):
@@ -54,7 +55,7 @@ class Objective(nn.Module):
         `stream` numbers the parts of one training step over all processes, each with its own probe vectors.
         """
         h = self.model.embed(inputs if start is None else inputs[len(start) :])
-        h = h if start is None else torch.cat([start, h])
+        h = h if start is None else torch.cat([self.model.resume(start, inputs[: len(start)]), h])
         before = h
         for t in range(deepest):
             new = self.step(h)
@@ -69,6 +70,6 @@ class Objective(nn.Module):
         penalty = self.config.penalty
         on, none = training_step >= penalty.onset, ce.new_zeros(())
         jacobian = self.jacobian(self.model, h, training_step, stream) if on and penalty.weight > 0 else none
-        l2 = l2_penalty(h, before) if on and penalty.l2_weight > 0 else none
+        l2 = l2_penalty(moving(self.model, h), moving(self.model, before)) if on and penalty.l2_weight > 0 else none
         right = ((logits.argmax(-1) == labels) | (labels == IGNORE)).all(dim=1)
         return Terms(ce, jacobian, l2, h.detach(), right)

@@ -36,6 +36,7 @@ from looped_lib.jacobian import (
     vjp,
 )
 from looped_lib.model import evaluating
+from looped_lib.state import loop_at
 
 PRODUCTS: dict[str, Product] = {"vjp": vjp, "jvp": jvp, "finite_difference": finite_difference}
 _POWER_ITERATIONS = {"spectral_norm": spectral_norm, "spectral_radius": spectral_radius}
@@ -58,16 +59,18 @@ class JacobianPenalty:
     def __call__(self, model: nn.Module, h_T: Stream, training_step: int, rank: int = 0) -> Float[Tensor, ""]:
         """R at states h_T of `model` (anything with `step(h)`), on ceil(share * batch) evenly spaced rows.
 
+        J is that of the moving part of the state (see `state`).
+
         Evenly, because the first rows of a batch may be carried ones: both kinds are penalised in proportion.
 
         `rank` numbers whatever estimates R in the same training step: processes, and the parts of an accumulated batch.
         """
-        h = _evenly_spaced(h_T.detach(), self.config.share)
+        step, h = loop_at(model, _evenly_spaced(h_T.detach(), self.config.share))
         if self.config.public_code:
             probe = random_normal(h, self._generator(h, training_step, rank))
-            return _public_code(model.step, h, probe, self.config.iterations)
+            return _public_code(step, h, probe, self.config.iterations)
         with evaluating(model):
-            return self.of(model.step, h, training_step, rank)
+            return self.of(step, h, training_step, rank)
 
     def of(
         self, step: Step, h: Stream, training_step: int, rank: int = 0, tokens: Bool[Tensor, "batch seq"] | None = None

@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -253,14 +254,13 @@ def load_model(run_dir: str | Path) -> LoopedTransformer:
 def _claim(run_dir: Path, config: ExperimentConfig, processes: Processes) -> None:
     """Write config.json into a new run folder, or check that it belongs to this config."""
     path = run_dir / "config.json"
-    mine = json.loads(json.dumps(to_dict(config)))
     if path.exists():
-        theirs = read_json(path)
-        if theirs != mine:
-            changed = [k for k in mine if theirs.get(k) != mine[k]]
+        theirs = from_dict(ExperimentConfig, read_json(path), str(path))  # a field younger than the file has its default
+        if theirs != config:
+            changed = [f.name for f in fields(config) if getattr(theirs, f.name) != getattr(config, f.name)]
             raise ConfigError(f"{path} belongs to another experiment (it differs in {', '.join(changed)}); use a new folder")
     elif processes.first:
-        write_json(path, mine)
+        write_json(path, to_dict(config))
 
 
 def _mix(*words: int) -> int:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from looped_lib.files import replacing
 from looped_lib.lengths import token_norm
 from looped_lib.model import evaluating
+from looped_lib.state import held, moving
 
 MAX_BYTES = 4 * 2**30
 _ROWS_AT_ONCE = 256  # sequences read out together by the logit lens
@@ -44,6 +45,8 @@ class Trajectory:
     """The loop counts held, ascending."""
     states: Float[Tensor, "loop batch seq d_model"]
     """h_t for each of them."""
+    held: Float[Tensor, "batch seq rest"]
+    """What the states hold beside h_t, the same at all loops (see `state`): of width 0 where nothing is injected."""
     residual: Float[Tensor, "loop batch seq"]
     """||h_t - h_{t-1}|| / ||h_{t-1}||, also where h_{t-1} itself is not held."""
     from_start: Float[Tensor, "loop batch seq"]
@@ -65,7 +68,7 @@ class Trajectory:
         """The trajectory of sequence `i` alone, still a batch."""
         rows = slice(i, i + 1)
         scalars = (s[:, rows] for s in (self.residual, self.from_start, self.before_norm))
-        return Trajectory(self.ids[rows], self.loops, self.states[:, rows], *scalars)
+        return Trajectory(self.ids[rows], self.loops, self.states[:, rows], self.held[rows], *scalars)
 
     def between(self, first: int, last: int) -> "Trajectory":
         """The part with first <= loop count <= last. ValueError if nothing of it is held."""
@@ -73,8 +76,8 @@ class Trajectory:
         if not keep.any():
             held = f"{int(self.loops[0])} to {int(self.loops[-1])}"
             raise ValueError(f"no state between loops {first} and {last} is held; there are states from {held}")
-        parts = (t[keep] for t in (self.loops, self.states, self.residual, self.from_start, self.before_norm))
-        return Trajectory(self.ids, *parts)
+        scalars = (s[keep] for s in (self.residual, self.from_start, self.before_norm))
+        return Trajectory(self.ids, self.loops[keep], self.states[keep], self.held, *scalars)
 
     def save(self, path: str | Path) -> None:
         """Write everything into one safetensors file, atomically."""
@@ -122,7 +125,8 @@ def trajectory(
     if not kept or kept[-1] < 1 or kept[0] < 0:
         raise ValueError(f"a trajectory needs loop counts of at least 0, the deepest at least 1, got {loops}")
     with torch.no_grad(), evaluating(model):
-        first = h = model.embed(ids)
+        state = model.embed(ids)
+        first = h = moving(model, state)
         dtype = dtype or h.dtype
         need = len(kept) * h.numel() * dtype.itemsize
         if need > max_bytes:
@@ -137,7 +141,8 @@ def trajectory(
         for t in range(kept[-1] + 1):
             before = u = h
             if t:
-                u, h = _step(model, h)
+                u, state = _step(model, state)
+                u, h = moving(model, u), moving(model, state)
             if t == kept[place]:
                 states[place] = h
                 scalars[1, place] = token_norm(h - first) / token_norm(first)
@@ -145,20 +150,21 @@ def trajectory(
                     scalars[0, place], scalars[2, place] = token_norm(h - before) / token_norm(before), token_norm(u)
                 place += 1
     residual, from_start, before_norm = scalars.to(device)
-    return Trajectory(ids.to(device), torch.tensor(list(kept)), states, residual, from_start, before_norm)
+    rest = held(model, state).to(device, dtype)
+    return Trajectory(ids.to(device), torch.tensor(list(kept)), states, rest, residual, from_start, before_norm)
 
 
 def logit_lens(model: nn.Module, path: Trajectory) -> LogitLens:
     """Prediction and entropy at every state of `path`, read out on the model's device, many states together."""
     device = next(model.parameters()).device
-    rows = path.states.flatten(0, 1)
+    rows, row = path.states.flatten(0, 1), torch.arange(len(path.ids)).repeat(len(path.loops))
     prediction = torch.empty(rows.shape[:2], dtype=torch.long)
     entropy = torch.empty(rows.shape[:2])
     with torch.no_grad(), evaluating(model):
         dtype = next(model.parameters()).dtype
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
-            log_p = model.readout(rows[part].to(device, dtype)).float().log_softmax(-1)
+            log_p = model.readout(torch.cat([rows[part], path.held[row[part]]], dim=-1).to(device, dtype)).float().log_softmax(-1)
             prediction[part] = log_p.argmax(-1).cpu()
             entropy[part] = -(log_p.exp() * log_p).sum(-1).cpu()
     return LogitLens(*(x.view(path.states.shape[:3]) for x in (prediction, entropy)))

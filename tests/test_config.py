@@ -56,7 +56,7 @@ def test_numbers_are_checked(cls, name, value):
 @pytest.mark.parametrize(
     ("cls", "name"),
     [
-        *((c.ModelConfig, n) for n in ("norm_placement", "norm_type")),
+        *((c.ModelConfig, n) for n in ("norm_placement", "norm_type", "injection", "initial_state")),
         *((c.PenaltyConfig, n) for n in ("quantity", "product")),
         (c.TrainingConfig, "precision"),
     ],
@@ -79,6 +79,7 @@ def test_choices_are_listed(cls, name, value):
         ({"training": {"betas": [0.9]}}, "run.json: TrainingConfig.betas must be two numbers"),
         ({"training": {"batch_size": 10, "accumulation": 3}}, "accumulation must divide batch_size"),
         ({"data": {"train_file": "a"}}, "train_file and test_file go together"),
+        ({"model": {"initial_state": "random"}}, "run.json: ModelConfig.initial_state 'random' needs an injection"),
         ({"carry": {"share": 0.5}, "training": {"per_sequence_loops": True}}, "one loop count per batch"),
         ({"penalty": {"persistent": True}}, "draws independent probes"),
         ({"penalty": {"iterations": 4}}, "PenaltyConfig.iterations must be 1 for 'squared_fro'"),
