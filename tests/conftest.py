@@ -11,7 +11,7 @@ from jaxtyping import install_import_hook
 
 TENSOR_CODE = (
     "model blocks dropout linear cache jacobian regularizers carry objective batches training prefixes depth addition "
-    "lengths trajectory pca spectrum fixed_points anderson exits ouro.cache ouro.gate ouro.modeling"
+    "lengths state injection initial_state trajectory pca spectrum fixed_points anderson exits ouro.cache ouro.gate ouro.modeling"
 )
 install_import_hook([f"looped_lib.{name}" for name in TENSOR_CODE.split()], "typecheck.check")
 torch.set_num_threads(1)
