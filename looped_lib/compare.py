@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ class Comparison:
     """What `compare` found. As the last line of a cell it shows all of it."""
 
     parameters: pd.DataFrame
-    """One row per group: the parameters in which the groups differ, and the number of seeds."""
+    """One row per group: the parameters in which the groups differ, the number of seeds, and the mean seconds a run took."""
     curves: pd.DataFrame
     """group, seed, depth, accuracy: at the depths, 1 or more, that all runs of a group have."""
     losses: pd.DataFrame
@@ -53,6 +54,12 @@ class Comparison:
     def training(self) -> go.Figure:
         """Cross-entropy against training step, likewise."""
         return loss_bands(self.losses)
+
+    def record(self) -> dict[str, Any]:
+        """Ready for JSON: the common depths, and by group the mean accuracy at each, the number of seeds, the seconds of a run."""
+        means = self.curves.groupby(["depth", "group"], sort=False).accuracy.mean().unstack().sort_index().dropna()
+        columns = self.parameters[["seeds", "seconds"]].to_dict()
+        return {"depths": [int(d) for d in means.index], "accuracy": means.to_dict("list"), **columns}
 
     def __repr__(self) -> str:
         return f"{self.parameters.to_string()}\n\n{self.test.to_string(index=False) if len(self.test) else 'one group: no test'}"
@@ -74,6 +81,7 @@ class _Run:
     folder: Path
     config: ExperimentConfig
     curve: pd.DataFrame
+    seconds: float
 
 
 def compare(
@@ -131,7 +139,7 @@ def _found(folder: str | Path) -> Iterator[_Run]:
             warnings.warn(f"left out {path.parent}: {e}", stacklevel=4)
             continue
         found = True
-        yield _Run(path.parent, config, curve[["depth", "accuracy"]])
+        yield _Run(path.parent, config, curve[["depth", "accuracy"]], float(curve["seconds"].iloc[0]))
     if not found:
         raise FileNotFoundError(
             f"no finished run in {folder}: a run has config.json and, once it is measured (looped_lib.experiment), result.json"
@@ -157,7 +165,8 @@ def _differing(groups: list[list[_Run]]) -> list[dict[str, object]]:
 
 def _parameters(groups: dict[str, list[_Run]]) -> pd.DataFrame:
     table = pd.DataFrame(_differing(list(groups.values())), index=pd.Index(groups, name="group"), dtype=object).fillna("")
-    return table.assign(seeds=[len(group) for group in groups.values()])
+    seconds = [sum(run.seconds for run in group) / len(group) for group in groups.values()]
+    return table.assign(seeds=[len(group) for group in groups.values()], seconds=seconds)
 
 
 def _curves(name: str, runs: list[_Run]) -> pd.DataFrame:

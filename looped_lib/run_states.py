@@ -48,6 +48,13 @@ def seconds_left(table: pd.DataFrame) -> float:
     return open_runs["seconds_left"].sum(skipna=False) / at_once if len(open_runs) else 0.0
 
 
+def clock(seconds: float) -> str:
+    """A time in words; nothing where it is not known."""
+    if pd.isna(seconds):
+        return ""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 @contextmanager
 def live_table(study: Study, size: str, folder: Path, seeds: Sequence[int] | None = None) -> Iterator[None]:
     """Show `states` while the block runs: a live table on a terminal, a line for each run that ends elsewhere."""
@@ -60,7 +67,7 @@ def live_table(study: Study, size: str, folder: Path, seeds: Sequence[int] | Non
         yield
     finally:
         for row in states(study, size, folder, seeds).itertuples():
-            print(f"{row.Index}: {row.state} {_clock(row.seconds)}", file=sys.stderr)
+            print(f"{row.Index}: {row.state} {clock(row.seconds)}", file=sys.stderr)
 
 
 def _state(study: Study, folder: Path, parameters: Parameters) -> list[object]:
@@ -97,7 +104,7 @@ def _held(folder: Path) -> float | None:
 
 def _render(table: pd.DataFrame, study: Study, size: str, console: Console) -> Table:
     counts = ", ".join(f"{n} {state}" for state, n in table["state"].value_counts().items())
-    shown = Table(title=f"{study.name}, {size}: {counts}; {_clock(seconds_left(table))} left", title_justify="left")
+    shown = Table(title=f"{study.name}, {size}: {counts}; {clock(seconds_left(table))} left", title_justify="left")
     for column in ("run", "state", "progress", "time", "left", "held, %"):
         shown.add_column(column, no_wrap=column != "run")
     order = {"running": 0, "failed": 1, "done": 2, "waiting": 3}
@@ -106,13 +113,7 @@ def _render(table: pd.DataFrame, study: Study, size: str, console: Console) -> T
     for row in rows.head(room).itertuples():
         progress = "" if pd.isna(row.progress) else f"{row.progress:.0%}"
         held_percent = row.error if row.state == "failed" else "" if pd.isna(row.held) else f"{100 * row.held:.1f}"
-        shown.add_row(row.Index, row.state, progress, _clock(row.seconds), _clock(row.seconds_left), held_percent)
+        shown.add_row(row.Index, row.state, progress, clock(row.seconds), clock(row.seconds_left), held_percent)
     if len(rows) > room:
         shown.caption = f"and {len(rows) - room} more"
     return shown
-
-
-def _clock(seconds: float) -> str:
-    if pd.isna(seconds):
-        return ""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

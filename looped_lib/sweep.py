@@ -23,7 +23,7 @@ import pandas as pd
 from rich.console import Console
 
 from looped_lib import gpus
-from looped_lib.files import held, holding, read_json, write_json
+from looped_lib.files import Busy, held, holding, read_json, write_json
 from looped_lib.one_run import DONE, FAILED
 from looped_lib.presets import PRESETS
 from looped_lib.run_states import live_table, states
@@ -42,7 +42,7 @@ def sweep(
     """Run what is not finished of `study` in `folder`/<run>/ and return `run_states.states`. `jobs` 0: `default_jobs`.
 
     A run that failed before is run again with `retry` only. StudyError, before anything runs, on a run that its notebook would
-    refuse and on a finished run of other parameters in the same folder.
+    refuse and on a finished run of other parameters in the same folder. Busy if another sweep is at work in `folder`.
 
     Under `joblib.parallel_config("dask")` the runs go to the cluster's workers, which must see `folder` and this library.
     """
@@ -56,7 +56,8 @@ def sweep(
     # On this machine threads are enough: each waits for a process of its own.
     parallel = joblib.Parallel(n_jobs=jobs, prefer="threads", batch_size=1, pre_dispatch="all")
     cores = max(1, len(os.sched_getaffinity(0)) // jobs)
-    parallel(joblib.delayed(start)(study.notebook, folder / name, runs[name], cores) for name in left)
+    with holding(folder, patience=5):
+        parallel(joblib.delayed(start)(study.notebook, folder / name, runs[name], cores) for name in left)
     return states(study, size, folder, seeds)
 
 
@@ -93,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m looped_lib.sweep", description="Run a study")
     parser.add_argument("study", help=f"a .yaml or .py file, or one of {', '.join(shipped())}")
     parser.add_argument("--size", default="cpu", choices=PRESETS)
+    parser.add_argument("--folder", type=Path, help="of the runs; default: runs/STUDY/SIZE")
     parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than the study's")
     parser.add_argument("--jobs", type=int, default=0, help="runs side by side; default: one for each GPU, or else for each core")
     parser.add_argument("--retry", action="store_true", help="run again what failed before")
@@ -100,11 +102,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         study = load(args.study)
-        folder = find_root() / "runs" / study.name / args.size
+        folder = args.folder or find_root() / "runs" / study.name / args.size
         cluster = joblib.parallel_config("dask", scheduler_host=args.dask) if args.dask else nullcontext()
         with cluster, live_table(study, args.size, folder, args.seeds):
             table = sweep(study, args.size, folder, args.jobs, args.retry, args.seeds)
-    except StudyError as e:
+    except (StudyError, Busy) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

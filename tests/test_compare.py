@@ -45,7 +45,7 @@ def study(tmp_path):
 def test_groups_are_runs_that_differ_in_seed_only(study):
     table = compare(study).parameters
     assert table.index.tolist() == ["carried", "plain"] and table.seeds.tolist() == [3, 3]
-    assert table.drop(columns="seeds").to_dict("index") == {
+    assert table.drop(columns=["seeds", "seconds"]).to_dict("index") == {
         "carried": {"loops.kind": "UniformLoops", "loops.low": 2, "loops.high": 5, "loops.n": ""},
         "plain": {"loops.kind": "FixedLoops", "loops.low": "", "loops.high": "", "loops.n": 4},
     }
@@ -165,7 +165,7 @@ def test_a_cell_shows_everything(study, monkeypatch):
 def test_recorded_runs_compare_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = compare("runs/recorded/norm_placement")
-    assert list(found.parameters.columns) == ["model.norm_placement", "seeds"] and len(found.losses) > 0
+    assert list(found.parameters.columns) == ["model.norm_placement", "seeds", "seconds"] and len(found.losses) > 0
     result = read_json(find_root() / "runs/recorded/norm_placement/pre_norm-LayerNorm-seed0/result.json")
     curve = found.curves[found.curves.group == "pre_norm-LayerNorm"]
     assert curve.depth.tolist() == result["depths"][1:] and curve.accuracy.tolist() == result["accuracy"][1:]
