@@ -201,6 +201,8 @@ class TrainingConfig:
     """Largest L2 norm of the gradient; 0 does not clip."""
     per_sequence_loops: bool = False
     """Draw one loop count per sequence instead of one per batch."""
+    backprop_loops: int = 0
+    """Loops, the last of each batch, that gradients go through; 0 is all (see `objective`)."""
     precision: Precision = "fp32"
     """fp32, fp32 with TF32 matrix products, or bf16 autocast."""
     compile: bool = False
@@ -213,13 +215,17 @@ class TrainingConfig:
     def __post_init__(self):
         checks.choice(self, precision=Precision)
         checks.whole(self, 1, "steps", "batch_size", "accumulation", "log_every")
-        checks.whole(self, 0, "warmup_steps", "checkpoint_every")
+        checks.whole(self, 0, "warmup_steps", "checkpoint_every", "backprop_loops")
         checks.number(self, 0, math.inf, "lr", open_start=True)
         checks.number(self, 0, math.inf, "weight_decay", "grad_clip")
         checks.number(self, 0, 1, "lr_end")
         checks.flag(self, "per_sequence_loops", "compile")
         if self.batch_size % self.accumulation:
             raise ConfigError(f"TrainingConfig.accumulation must divide batch_size ({self.batch_size}), got {self.accumulation}")
+        if self.backprop_loops and self.per_sequence_loops:
+            raise ConfigError(
+                "TrainingConfig.backprop_loops needs one loop count per batch: set per_sequence_loops to False, or it to 0"
+            )
         if len(self.betas) != 2 or not all(isinstance(b, float) and 0 <= b < 1 for b in self.betas):
             raise ConfigError(f"TrainingConfig.betas must be two numbers in [0, 1), got {self.betas!r}")
 

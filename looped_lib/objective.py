@@ -1,4 +1,13 @@
-"""The loss of one part of a batch: cross-entropy, Jacobian penalty and L2 penalty from one pass through the loops."""
+"""The loss of one part of a batch: cross-entropy, Jacobian penalty and L2 penalty from one pass through the loops.
+
+With TrainingConfig.backprop_loops = k > 0, back-propagation is truncated: of T loops only the last k have a gradient,
+
+    h_{T-k} constant,    h_{t+1} = Phi(h_t),  t = T-k, ..., T-1,
+
+and the loops before them keep no graph: they cost one pass instead of three, and no memory. For T <= k it is the full gradient.
+For T > k whatever comes before the loops (position embedding, prelude) has a gradient only through an injected e, and the token
+embedding also through the head that it is tied to. Without injection the former learn from batches of at most k loops alone.
+"""
 
 from typing import NamedTuple
 
@@ -56,8 +65,10 @@ class Objective(nn.Module):
         """
         h = self.model.embed(inputs if start is None else inputs[len(start) :])
         h = h if start is None else torch.cat([self.model.resume(start, inputs[: len(start)]), h])
+        constant = max(0, deepest - (self.config.training.backprop_loops or deepest))
+        h = self.after(h, constant) if constant else h
         before = h
-        for t in range(deepest):
+        for t in range(constant, deepest):
             new = self.step(h)
             if isinstance(n_loops, Tensor):
                 going = (t < n_loops)[:, None, None]
@@ -73,3 +84,11 @@ class Objective(nn.Module):
         l2 = l2_penalty(moving(self.model, h), moving(self.model, before)) if on and penalty.l2_weight > 0 else none
         right = ((logits.argmax(-1) == labels) | (labels == IGNORE)).all(dim=1)
         return Terms(ce, jacobian, l2, h.detach(), right)
+
+    def after(self, state: Float[Tensor, "batch seq width"], n_loops: int) -> Float[Tensor, "batch seq width"]:
+        """The state after loops that have no gradient; what is held beside h keeps its own."""
+        deep = state
+        with torch.no_grad():
+            for _ in range(n_loops):
+                deep = self.step(deep)
+        return self.model.injection.follow(moving(self.model, deep), state)

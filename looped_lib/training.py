@@ -102,7 +102,9 @@ class Trainer:
             self.model.parameters(), lr=c.lr, betas=c.betas, weight_decay=c.weight_decay, fused=True
         )
         self.objective = Objective(self.model, config)
-        self.module = DistributedDataParallel(self.objective) if self.world > 1 else self.objective
+        # Truncated gradients leave out what comes before the loops (see `objective`).
+        distributed = {"find_unused_parameters": c.backprop_loops > 0}
+        self.module = DistributedDataParallel(self.objective, **distributed) if self.world > 1 else self.objective
         self.part_rows = c.batch_size // self.world // c.accumulation
         self.carries = [Carry(config.carry, self.part_rows) for _ in range(c.accumulation)]
         self.batches = Batches(len(self.problems), c.batch_size, config.seed, self.device)

@@ -29,7 +29,7 @@ WHOLE = {
     c.PenaltyConfig: ["iterations", "onset"],
     c.CarryConfig: ["max_loops", "onset"],
     c.DataConfig: ["digits", "n_train", "n_test", "seed"],
-    c.TrainingConfig: ["steps", "batch_size", "accumulation", "warmup_steps", "log_every", "checkpoint_every"],
+    c.TrainingConfig: ["steps", "batch_size", "accumulation", "warmup_steps", "log_every", "checkpoint_every", "backprop_loops"],
     ExperimentConfig: ["seed"],
 }
 NUMBER = {
