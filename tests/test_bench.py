@@ -1,6 +1,8 @@
 """The forms that the benchmark compares compute the same numbers (at tiny sizes); never their times."""
 
+import importlib.util
 import math
+import os
 
 import pytest
 import torch
@@ -8,12 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from looped_lib.addition import IGNORE, generate_problems
 from looped_lib.bench import __main__ as command
-from looped_lib.bench import depth, public_form, spectrum, train_step
+from looped_lib.bench import depth, public_form, spectrum, train_step, vllm
 from looped_lib.bench.worker import Worker, median_seconds
 from looped_lib.config import ModelConfig
 from looped_lib.depth import depth_curve
 from looped_lib.files import read_json
 from looped_lib.model import LoopedTransformer
+from looped_lib.ouro.harness_presets import write_random
+from looped_lib.ouro.modeling import OuroForCausalLM
 from looped_lib.training import Trainer
 
 TINY = ModelConfig(d_model=16, n_heads=2, d_ff=32, dropout=0.0, init_std=0.3, max_len=20)
@@ -127,33 +131,93 @@ def test_both_spectra_have_one_radius(monkeypatch):
         spectrum.measure(TINY, seq=4)
 
 
+@pytest.fixture(scope="module")
+def tiny_ouro(tmp_path_factory):
+    """(Checkpoint, prompts, model); whatever token is written, the checkpoint says that the text ends there."""
+    folder = write_random(tmp_path_factory.mktemp("ouro"))
+    model = OuroForCausalLM.from_pretrained(folder).eval()
+    model.config.eos_token_id = model.generation_config.eos_token_id = list(range(512))
+    model.save_pretrained(folder)
+    return str(folder), vllm.word_problems(str(folder), 3), model
+
+
+def test_batched_answers_are_those_of_single_prompts_and_do_not_end(tiny_ouro):
+    checkpoint, prompts, model = tiny_ouro
+    answers = vllm.generate_calls(checkpoint, prompts, 6)["answer"]()
+    assert len({len(prompt) for prompt in prompts}) > 1  # some are padded
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            for _ in range(6):
+                ids = torch.cat([ids, model(ids, n_loops=4).logits[:, -1:].argmax(-1)], 1)
+        assert ids[0, len(prompt) :].tolist() == answer
+
+
+def test_answers_may_part_at_a_tie_only(tiny_ouro, tmp_path):
+    _, prompts, model = tiny_ouro
+    with torch.no_grad():
+        likeliest, *_, unlikely = model(torch.tensor([prompts[0]]), n_loops=4).logits[0, -1].argsort(descending=True).tolist()
+        model.lm_head.weight[unlikely] = model.lm_head.weight[likeliest]
+        third = model(torch.tensor([prompts[0]]), n_loops=4).logits[0, -1].argsort(descending=True)[2].item()
+    model.save_pretrained(tmp_path)
+    ours = [[likeliest, 5], [7, 8]]
+    assert vllm.count_alike(str(tmp_path), prompts[:2], ours, ours) == 2
+    assert vllm.count_alike(str(tmp_path), prompts[:2], ours, [[unlikely, 6], [7, 8]]) == 1
+    with pytest.raises(RuntimeError, match="disagree, by .* nats, at token 0"):
+        vllm.count_alike(str(tmp_path), prompts[:2], ours, [[third, 5], [7, 8]])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
+def test_vllm_and_generate_answer_alike(tiny_ouro):
+    ratio, said = vllm.measure(tiny_ouro[0], problems=3, new_tokens=4, repeats=1, compiled=False)["vllm_vs_generate"]
+    assert ratio > 0 and "3 of 3 answers alike" in said
+
+
 def _calls(folder):
-    return {name: (folder / name).touch for name in "ab"} | {"broken": lambda: 1 / 0}
+    return {name: (folder / name).touch for name in "ab"} | {"broken": lambda: 1 / 0, "where": lambda: os.environ["WHERE"]}
 
 
 def test_workers_take_turns_and_say_when_they_die(tmp_path, capfd):
-    with Worker(_calls, tmp_path) as worker:
+    with Worker(_calls, tmp_path, environment={"WHERE": "there"}) as worker:
         seconds = median_seconds([(worker, "a"), (worker, "b")], repeats=2)
         assert len(seconds) == 2 and all(math.isfinite(s) and s > 0 for s in seconds)
         assert (tmp_path / "a").exists() and (tmp_path / "b").exists()
+        assert worker.result("where") == "there" and "WHERE" not in os.environ
         with pytest.raises(RuntimeError, match="'broken' has ended"):
             worker.seconds("broken")
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
-def test_command_writes_what_was_asked_for(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """The file of results of a command that measures nothing, and finds vLLM."""
     monkeypatch.setattr(command, "find_root", lambda: tmp_path)
+    monkeypatch.setattr(command, "find_spec", lambda name: name)
     monkeypatch.setattr(depth, "measure", lambda: {"depth_curve_vs_public": (321.5, "one, another")})
     monkeypatch.setattr(spectrum, "measure", lambda: {"spectrum_vs_dense": (30.0, "")})
+    monkeypatch.setattr(vllm, "measure", lambda: {"vllm_vs_generate": (1.5, "")})
     monkeypatch.setattr(train_step, "measure", lambda config: {n: (2.0, "") for n in command.NAMES[:-2]})
+    return tmp_path / "runs" / "bench" / "result.json"
+
+
+def test_command_writes_what_was_asked_for(measured, capsys):
     command.main(["depth_curve_vs_public"])
     assert "321.50  one, another" in capsys.readouterr().out
-    path = tmp_path / "runs" / "bench" / "result.json"
-    assert read_json(path) == {"depth_curve_vs_public": 321.5}
+    assert read_json(measured) == {"depth_curve_vs_public": 321.5}
     command.main(["penalty_overhead"])
-    assert read_json(path) == {"depth_curve_vs_public": 321.5, "penalty_overhead": 2.0}
+    assert read_json(measured) == {"depth_curve_vs_public": 321.5, "penalty_overhead": 2.0}
     command.main([])
-    assert set(read_json(path)) == set(command.NAMES)
+    assert set(read_json(measured)) == set(command.NAMES)
     with pytest.raises(SystemExit):
         command.main(["penalty_overheat"])
     assert "no measurement penalty_overheat" in capsys.readouterr().err
+
+
+def test_without_vllm_its_line_is_left_out_unless_named(measured, monkeypatch, capsys):
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    command.main([])
+    assert set(read_json(measured)) == set(command.NAMES) - {"vllm_vs_generate"}
+    assert "left out: vllm_vs_generate needs vLLM, which is not installed" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command.main(["spectrum_vs_dense", "vllm_vs_generate"])
+    assert "vllm_vs_generate needs vLLM, which is not installed" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, LlamaConfig
 from looped_lib.checks import ConfigError
 from looped_lib.config import from_dict, to_dict
 from looped_lib.files import read_json, write_json, write_jsonl
-from looped_lib.ouro import harness, harness_checks
+from looped_lib.ouro import harness, harness_checks, harness_worker
 from looped_lib.ouro.cells import EvaluationConfig, cells, failures, headlines, record, results, samples
 from looped_lib.ouro.configuration import OuroConfig
 from looped_lib.ouro.evaluate import _decode, accuracy_by_depth
@@ -485,6 +485,37 @@ def test_a_worker_ends_with_its_harness(config, tmp_path):
     running.send_signal(signal.SIGKILL)
     running.wait()
     assert_dead(children)
+
+
+def test_weights_are_loaded_once_per_depth(learned, config, tmp_path, monkeypatch):
+    """However many tasks there are: the workers run here, one after another, and loads are counted."""
+    loaded, load = [], OuroForCausalLM.from_pretrained
+
+    class Here:
+        pid = 2**30  # nobody's
+
+        def __init__(self, command, **_):
+            Worker(Path(command[-1])).run()
+
+        def poll(self):
+            return 0
+
+        wait = poll
+
+    def counted(*args, **kwargs):
+        loaded.append(kwargs["total_ut_steps"])
+        return load(*args, **kwargs)
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(harness, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": Here}))  # git has the real one
+    monkeypatch.setattr(OuroForCausalLM, "from_pretrained", counted)
+    monkeypatch.setattr(harness_worker, "SMALL", 0)  # the threads of this process stay as they are
+    depths, tasks = tuple(range(1, 17)), ("word_problems", "amc23")
+    data = {"amc23": config.data["amc23"]}
+    few = replace(config, depths=depths, tasks=tasks, data=data, limit=2, max_new_tokens=2)
+    table = harness.evaluate(few, tmp_path / "out", progress=False)
+    assert set(zip(table["depth"], table["task"], strict=True)) == {(depth, task) for depth in depths for task in tasks}
+    assert loaded == list(depths)
 
 
 def test_nothing_measured_is_an_empty_table(tmp_path):

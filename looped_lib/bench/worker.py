@@ -4,6 +4,7 @@
 """
 
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -11,25 +12,34 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 Calls = dict[str, Callable[[], Any]]
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 class Worker:
     """Makes `make(*args)` once, in a process of its own: named calls, which `seconds` then times one at a time.
 
-    As a context manager it ends its process. RuntimeError if the process dies; its traceback is on stderr.
+    `environment` holds variables that are set there first. As a context manager it ends its process. RuntimeError if the
+    process dies; its traceback is on stderr.
     """
 
-    def __init__(self, make: Callable[..., Calls], *args: Any):
+    def __init__(self, make: Callable[..., Calls], *args: Any, environment: dict[str, str] | None = None):
         context = multiprocessing.get_context("spawn")  # a forked child would inherit the allocator's settings
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, args), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, environment or {}, make, args), daemon=True)
         self._process.start()
         theirs.close()
 
     def seconds(self, name: str) -> float:
         """Wall-clock seconds of one more call of `name`."""
+        return self._ask(name, "seconds")
+
+    def result(self, name: str) -> Any:
+        """What one more call of `name` returns."""
+        return self._ask(name, "result")
+
+    def _ask(self, name: str, wanted: str) -> Any:
         try:
-            self._connection.send(name)
+            self._connection.send((name, wanted))
             return self._connection.recv()
         except (EOFError, ConnectionError):
             raise RuntimeError(f"the process that timed {name!r} has ended; its error stands above") from None
@@ -39,6 +49,7 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
+        self._process.kill()  # nothing there is worth keeping, and what has used gloo may never end by itself
         self._process.join()
 
 
@@ -51,13 +62,15 @@ def median_seconds(calls: list[tuple[Worker, str]], repeats: int) -> list[float]
     return [statistics.median(times) for times in zip(*turns[1:], strict=True)]
 
 
-def _serve(connection: Connection, make: Callable[..., Calls], args: tuple[Any, ...]) -> None:
+def _serve(connection: Connection, environment: dict[str, str], make: Callable[..., Calls], args: tuple[Any, ...]) -> None:
+    os.environ |= environment
     calls = make(*args)
     while True:
         try:
-            call = calls[connection.recv()]
+            name, wanted = connection.recv()
         except EOFError:
             return
         start = time.perf_counter()
-        call()
-        connection.send(time.perf_counter() - start)
+        result = calls[name]()
+        seconds = time.perf_counter() - start
+        connection.send(result if wanted == "result" else seconds)

@@ -63,9 +63,9 @@ def evaluation(
     )
 
 
-def write_random(folder: Path) -> Path:
-    """A checkpoint of the smoke preset's architecture with random weights and the tokenizer of data/, the same each time."""
-    presets.write_architecture(folder, "smoke")
+def write_random(folder: Path, preset: str = "smoke") -> Path:
+    """A checkpoint of a small preset's architecture with random weights and the tokenizer of data/, the same each time."""
+    presets.write_architecture(folder, preset)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         OuroForCausalLM(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
