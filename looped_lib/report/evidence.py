@@ -1,0 +1,148 @@
+"""What the run folders hold: every finished run, found by its config and nothing else.
+
+A claim asks for the runs of an experiment (`of`), and gets those of all seeds, wherever under runs/ they lie and whatever their
+folders are called. Of two runs of one config and seed the one that was made here counts, not the recorded one.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from looped_lib.config import ExperimentConfig, from_dict
+from looped_lib.files import read_json
+from looped_lib.ouro.cells import headlines
+from looped_lib.ouro.paper import TASKS
+from looped_lib.runs import find_root
+
+RECORDED = "recorded"  # the folder under runs/ that is committed
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run of an addition experiment; values by loop count."""
+
+    folder: str
+    config: ExperimentConfig
+    accuracy: dict[int, float]
+    state_norm: dict[int, float]
+    residual: dict[int, float]
+    seconds: float
+    lowest: dict[str, float] = field(default_factory=dict)
+
+    def held(self, first: int = 4, last: int = 100) -> float:
+        """The lowest accuracy at a recorded depth from `first` to `last`; at any depth, if the run was measured to `last`."""
+        if self.lowest and self.lowest["from"] == first and max(self.accuracy) == last:
+            return self.lowest["accuracy"]
+        return min(a for depth, a in self.accuracy.items() if first <= depth <= last)
+
+    def mean(self, first: int = 4, last: int = 100) -> float:
+        """The mean accuracy over the recorded depths from `first` to `last`."""
+        values = [a for depth, a in self.accuracy.items() if first <= depth <= last]
+        return sum(values) / len(values)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """One fine-tuned small Ouro: accuracy by loop count."""
+
+    folder: str
+    accuracy: dict[int, float]
+
+    def drop(self, depth: int) -> float:
+        """How far the accuracy at `depth` is below the greatest at any depth."""
+        return max(self.accuracy.values()) - self.accuracy[depth]
+
+
+class Evidence:
+    """All finished runs under `root` (default: runs/ of the project)."""
+
+    def __init__(self, root: str | Path | None = None):
+        self.root = (find_root() / "runs" if root is None else Path(root)).resolve()
+        self._runs: dict[ExperimentConfig, dict[int, Run]] = {}
+        for run in _experiments(self.root):
+            self._runs.setdefault(_nameless(run.config), {}).setdefault(run.config.seed, run)
+        self._tuned: dict[tuple[str, str], dict[int, Tuned]] = {}
+        for size, seed, folder, depths, accuracy in _finetunings(self.root):
+            for name, values in accuracy.items():
+                tuned = Tuned(f"{folder}/{name}", dict(zip(depths, values, strict=True)))
+                self._tuned.setdefault((size, name.rpartition("-seed")[0]), {}).setdefault(seed, tuned)
+
+    def of(self, config: ExperimentConfig) -> dict[int, Run]:
+        """{seed: run} of the experiment, its seed aside."""
+        return dict(sorted(self._runs.get(_nameless(config), {}).items()))
+
+    def tuned(self, size: str, mode: str) -> dict[int, Tuned]:
+        """{seed: fine-tuned Ouro} of notebook 05 in a size and mode (base, sft, random, jsrr, stars)."""
+        return dict(sorted(self._tuned.get((size, mode), {}).items()))
+
+    def benchmarks(self) -> pd.DataFrame:
+        """Headline metrics of Ouro-1.4B on benchmarks, from notebook 06: model, task, depth, value, and the folder."""
+        tables = [
+            headlines(pd.DataFrame(result["table"])).assign(folder=path.parent.relative_to(self.root.parent).as_posix())
+            for path, result in _results(self.root)
+            if "table" in result and {row["task"] for row in result["table"]} & set(TASKS)
+        ]
+        columns = ["model", "task", "depth", "value", "folder"]
+        return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+
+    def curves(self, groups: dict[str, ExperimentConfig]) -> pd.DataFrame:
+        """group, seed, depth, accuracy, state_norm, residual: a row per run and recorded depth, of the groups that have runs."""
+        columns = ["group", "seed", "depth", "accuracy", "state_norm", "residual"]
+        rows = [
+            [name, seed, depth, a, run.state_norm[depth], run.residual.get(depth)]
+            for name, config in groups.items()
+            for seed, run in self.of(config).items()
+            for depth, a in run.accuracy.items()
+        ]
+        return pd.DataFrame(rows, columns=columns).astype({"state_norm": float, "residual": float})
+
+    def __len__(self) -> int:
+        return sum(map(len, self._runs.values()))
+
+
+def _nameless(config: ExperimentConfig) -> ExperimentConfig:
+    """Without its seed, and with data files by name: on another machine they lie elsewhere."""
+    train, test = Path(config.data.train_file).name, Path(config.data.test_file).name
+    return replace(config, seed=0, data=replace(config.data, train_file=train, test_file=test))
+
+
+def _results(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every result.json, what was made here first."""
+    paths = sorted(root.rglob("result.json"), key=lambda p: (RECORDED in p.relative_to(root).parts, p))
+    for path in paths:
+        try:
+            result = read_json(path)
+        except (OSError, ValueError) as e:
+            warnings.warn(f"left out {path}: {e}", stacklevel=3)
+            continue
+        if isinstance(result, dict):
+            yield path, result
+
+
+def _experiments(root: Path) -> Iterator[Run]:
+    for path, result in _results(root):
+        if not {"depths", "accuracy", "state_norm", "residual", "config", "seconds"} <= set(result):
+            continue  # of a notebook, or of another kind of run
+        try:
+            config = from_dict(ExperimentConfig, result["config"], str(path))
+            accuracy, norm, residual = (
+                dict(zip(result["depths"], result[column], strict=True)) for column in ("accuracy", "state_norm", "residual")
+            )
+            norm = {depth: math.inf if value is None else value for depth, value in norm.items()}  # it overflowed
+            folder = path.parent.relative_to(root.parent).as_posix()
+            seconds = sum(result["seconds"].values())
+            yield Run(folder, config, accuracy, norm, residual, seconds, result.get("lowest", {}))
+        except (ValueError, TypeError, AttributeError) as e:
+            warnings.warn(f"left out {path}: {e}", stacklevel=2)
+
+
+def _finetunings(root: Path) -> Iterator[tuple[str, int, str, list[int], dict[str, list[float]]]]:
+    for path, result in _results(root):
+        if {"depths", "accuracy", "problems", "preset", "seed"} <= set(result):
+            folder = path.parent.relative_to(root.parent).as_posix()
+            yield result["preset"], result["seed"], folder, result["depths"], result["accuracy"]
