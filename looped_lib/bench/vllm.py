@@ -39,7 +39,7 @@ def measure(
     repeats: int = 5,
     compiled: bool = True,
 ) -> dict[str, tuple[float, str]]:
-    """{name: (ratio, what was compared)}. RuntimeError if the two say different things (see `count_alike`).
+    """{name: (ratio, what was compared)}. RuntimeError if two answers part otherwise than at a tie (see `count_alike`).
 
     Neither the start of an engine nor its first two turns count.
     """
@@ -51,7 +51,7 @@ def measure(
             alike = count_alike(checkpoint, prompts, ours.result("answer"), vllm.result("answer"))
             seconds = median_seconds([(vllm, "answer"), (ours, "answer")], repeats)
     vllm_rate, our_rate = (problems * new_tokens / s for s in seconds)
-    said = f"vLLM {vllm_rate:,.0f}, generate {our_rate:,.0f} tokens/s; {alike} of {problems} answers alike, others to a tie"
+    said = f"vLLM {vllm_rate:,.0f}, generate {our_rate:,.0f} tokens/s; {alike} of {problems} answers alike"
     return {"vllm_vs_generate": (vllm_rate / our_rate, said)}
 
 
@@ -65,6 +65,7 @@ def word_problems(checkpoint: str, problems: int) -> list[list[int]]:
 
 def vllm_calls(checkpoint: str, prompts: list[list[int]], new_tokens: int, compiled: bool) -> Calls:
     """`answer`: all prompts by an engine of vLLM."""
+    torch.set_num_threads(1)  # vLLM takes the number as it finds it, and heeds no later one
     from vllm import LLM, SamplingParams
 
     max_len = max(map(len, prompts)) + new_tokens
@@ -81,7 +82,6 @@ def vllm_calls(checkpoint: str, prompts: list[list[int]], new_tokens: int, compi
         enforce_eager=not compiled,
         skip_tokenizer_init=True,
     )
-    torch.set_num_threads(1)
     texts = [{"prompt_token_ids": prompt} for prompt in prompts]
     greedy = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True, detokenize=False)
     return {"answer": lambda: [list(o.outputs[0].token_ids) for o in engine.generate(texts, greedy, use_tqdm=False)]}

@@ -13,6 +13,7 @@ from typing import Any
 
 Calls = dict[str, Callable[[], Any]]
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+PATIENCE = 20  # seconds, with a process that is to end
 
 
 class Worker:
@@ -49,7 +50,8 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
-        self._process.kill()  # nothing there is worth keeping, and what has used gloo may never end by itself
+        self._process.join(PATIENCE)
+        self._process.kill()  # what has used gloo may never end by itself
         self._process.join()
 
 
