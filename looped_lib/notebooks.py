@@ -21,7 +21,7 @@ from looped_lib.files import read_json, replacing
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 REMOTE_SCRIPT = re.compile(r"""<script[^>]*\ssrc=["']https?://[^>]*>\s*</script>""")
-TABLE_DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 32, 50, 75, 100, 150, 200)
+TABLE_DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 32, 50, 75, 100, 150, 200, 500, 1000, 2000, 5000, 10_000)
 
 
 def execute(notebook: str | Path, out: str | Path, parameters: dict[str, Any]) -> Path:
@@ -66,6 +66,14 @@ def export_html(notebook: str | Path, html: str | Path) -> None:
     body, _ = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(page)
     with replacing(html) as partial:
         partial.write_text(REMOTE_SCRIPT.sub("", body), encoding="utf-8")
+
+
+def by_depth(results: dict[str, dict[str, Any]], max_depth: int) -> dict[str, Any]:
+    """{"depths", "accuracy": {run: one value per depth}} of finished runs, at the depths up to `max_depth` that all recorded."""
+    common = set.intersection(*(set(r["depths"]) for r in results.values()))
+    depths = sorted(d for d in common if d <= max_depth)
+    at = {name: dict(zip(r["depths"], r["accuracy"], strict=True)) for name, r in results.items()}
+    return {"depths": depths, "accuracy": {name: [values[d] for d in depths] for name, values in at.items()}}
 
 
 def accuracy_table(result: dict[str, Any]) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from looped_lib.config import (
     Product,
     Quantity,
 )
-from looped_lib.presets_beyond import recipes
+from looped_lib.presets_beyond import beyond_study, recipes
 from looped_lib.regularizers import public_code_penalty
 from looped_lib.sizes import PRESETS, Configs, base, choose, loops, one_of, onset
 
@@ -160,6 +160,7 @@ CONFIGS: dict[str, Callable[..., Configs]] = {
     "01_norm_placement": norm_study,
     "02_random_loops": random_loop_study,
     "03_jacobian_regularization": jacobian_study,
+    "09_beyond_the_paper": beyond_study,
 }
 """By notebook: what makes its configs from its parameters, all but `max_depth` and `out`."""
 

@@ -1,28 +1,90 @@
-"""The experiments beyond the paper, as functions from a preset's name (see `sizes`) to {run name: ExperimentConfig}."""
+"""The experiments beyond the paper, as functions from a preset's name (see `sizes`) to {run name: ExperimentConfig}.
+
+A value that cannot be meant is a ValueError that names the parameter.
+"""
 
 from dataclasses import replace
+from typing import get_args
 
-from looped_lib.config import CarryConfig, PenaltyConfig
-from looped_lib.sizes import Configs, base, loops
+from looped_lib.config import CarryConfig, InitialState, InjectionKind, PenaltyConfig
+from looped_lib.sizes import Configs, base, loops, one_of
 
+RECIPES = ("random", "carry", "stars_carry", "inject", "inject_carry", "inject_penalty")
 _LEARNED = {"smoke": 3, "cpu": 700, "paper": 5000}  # step from which a model of each size knows the task
 
 
+def beyond_study(
+    preset: str,
+    recipe: str = "",
+    injection: str = "none",
+    initial_state: str = "embedding",
+    backprop_loops: int = 0,
+    per_sequence: bool = False,
+    seed: int = 0,
+) -> Configs:
+    """One run: that of `recipe_study` if `recipe` is given, else of `input_study`."""
+    settings = {
+        "injection": injection,
+        "initial_state": initial_state,
+        "backprop_loops": backprop_loops,
+        "per_sequence": per_sequence,
+    }
+    if not recipe:
+        return input_study(preset, **settings, seed=seed)
+    if tuple(settings.values()) != ("none", "embedding", 0, False):
+        raise ValueError(f"recipe and {', '.join(settings)} are two ways to ask: leave recipe empty or the others as they are")
+    return recipe_study(preset, recipe, seed)
+
+
+def input_study(
+    preset: str,
+    injection: str = "none",
+    initial_state: str = "embedding",
+    backprop_loops: int = 0,
+    per_sequence: bool = False,
+    seed: int = 0,
+) -> Configs:
+    """Random loops (log-normal): does the input enter every loop, where do the loops begin, and what do gradients go through?"""
+    one_of("injection", injection, get_args(InjectionKind))
+    one_of("initial_state", initial_state, get_args(InitialState))
+    experiment = replace(base(preset, seed), loops=loops(preset))
+    training = replace(experiment.training, backprop_loops=backprop_loops, per_sequence_loops=per_sequence)
+    model = replace(experiment.model, injection=injection, initial_state=initial_state)
+    parts = [
+        injection,
+        "random_start" * (initial_state == "random"),
+        f"backprop{backprop_loops}" * (backprop_loops > 0),
+        "per_sequence" * per_sequence,
+    ]
+    return {"-".join(filter(None, [*parts, f"seed{seed}"])): replace(experiment, model=model, training=training)}
+
+
+def recipe_study(preset: str, recipe: str, seed: int = 0) -> Configs:
+    """One candidate for the cheapest training that holds the accuracy at every depth (see `recipes`)."""
+    one_of("recipe", recipe, RECIPES)
+    return {f"{recipe}-seed{seed}": recipes(preset, seed)[recipe]}
+
+
 def recipes(preset: str, seed: int = 0) -> Configs:
-    """Candidates for the cheapest training that holds the accuracy at every depth, without the seed in their names.
+    """Candidates for the cheapest training that holds the accuracy at every depth, by their names in RECIPES.
 
-    random        random loops
-    carry         and, once the task is learned, batches half of which carry on from deep states (see `carry`)
-    stars_carry   and the Jacobian penalty
-
-    In the small presets loops are uniform; runs/LOG.md tells how their numbers were chosen.
+    random            random loops; uniform on 2..5 in the small presets (runs/LOG.md tells how the numbers were chosen)
+    carry             and, once the task is learned, batches half of which carry on from deep states (see `carry`)
+    stars_carry       and the Jacobian penalty
+    inject            random loops, and the input added at every loop
+    inject_carry      and carried states
+    inject_penalty    random loops, the input added, the Jacobian penalty
     """
     experiment = base(preset, seed)
     random = replace(experiment, loops=loops(preset, "log_normal" if preset == "paper" else "uniform"))
+    inject = replace(random, model=replace(random.model, injection="add"))
     carry = CarryConfig(share=0.5, max_loops=200, onset=_LEARNED[preset])
     penalty = PenaltyConfig(weight=0.01, onset=_LEARNED[preset])
     return {
         "random": random,
         "carry": replace(random, carry=carry),
-        "stars_carry": replace(random, penalty=penalty, carry=carry),
+        "stars_carry": replace(random, carry=carry, penalty=penalty),
+        "inject": inject,
+        "inject_carry": replace(inject, carry=carry),
+        "inject_penalty": replace(inject, penalty=penalty),
     }

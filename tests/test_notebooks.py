@@ -24,9 +24,18 @@ RUNS = {
     "05_ouro_finetune": {"base-seed0", "sft-seed0", "stars-seed0"},
     "06_ouro_evaluate": {"random, word_problems"},
     "07_sweep": {"fixed", "random", "stars"},
+    "09_beyond_the_paper": {"none-seed0"},
 }
-DEPTHS = {"05_ouro_finetune": list(range(1, 13)), "06_ouro_evaluate": [2, 4], "07_sweep": list(range(1, 13))}  # read out after no loop at all it is not Ouro
-PARAMETERS = {"04_trajectory_pca": {"max_depth": 12, "certify_loops": 200}, "06_ouro_evaluate": {"backend": "transformers"}, "07_sweep": {"study": "seeds"}}
+DEPTHS = {
+    "05_ouro_finetune": list(range(1, 13)),
+    "06_ouro_evaluate": [2, 4],
+    "07_sweep": list(range(1, 13)),
+}  # read out after no loop at all it is not Ouro
+PARAMETERS = {
+    "04_trajectory_pca": {"max_depth": 12, "certify_loops": 200},
+    "06_ouro_evaluate": {"backend": "transformers"},
+    "07_sweep": {"study": "seeds"},
+}
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)

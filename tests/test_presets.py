@@ -6,7 +6,7 @@ from dataclasses import replace
 import papermill
 import pytest
 
-from looped_lib import presets
+from looped_lib import presets, presets_beyond
 from looped_lib.runs import find_root
 from looped_lib.samplers import LogNormalLoops, PoissonLoops, UniformLoops
 
@@ -68,6 +68,30 @@ def test_the_weight_of_deepnorm_can_be_set():
     assert list(presets.norm_study("cpu", "post_norm", "DeepNorm")) == ["post_norm-DeepNorm-seed0"]
 
 
+def test_settings_beyond_the_paper():
+    (plain,) = presets_beyond.beyond_study("cpu", seed=1).values()
+    assert plain == presets.jacobian_study("cpu", "random", seed=1)["random-seed1"]
+    ((name, config),) = presets_beyond.beyond_study("cpu", "", "diagonal", "random", 2, seed=1).items()
+    assert name == "diagonal-random_start-backprop2-seed1"
+    assert replace(config, model=plain.model, training=plain.training) == plain
+    assert (config.model.injection, config.model.initial_state, config.training.backprop_loops) == ("diagonal", "random", 2)
+    ((name, config),) = presets_beyond.input_study("cpu", per_sequence=True).items()
+    assert name == "none-per_sequence-seed0" and config.training.per_sequence_loops
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS)
+def test_recipes_differ_in_what_they_say(preset):
+    assert tuple(presets_beyond.recipes(preset)) == presets_beyond.RECIPES
+    for recipe in presets_beyond.RECIPES:
+        ((name, config),) = presets_beyond.beyond_study(preset, recipe, seed=2).items()
+        assert name == f"{recipe}-seed2" and config.seed == 2
+        assert (config.model.injection == "add") == ("inject" in recipe)
+        assert (config.carry.share > 0) == ("carry" in recipe)
+        assert (config.penalty.weight > 0) == (recipe in ("stars_carry", "inject_penalty"))
+    if preset != "paper":
+        assert presets_beyond.recipe_study(preset, "stars_carry")["stars_carry-seed0"] == presets.tour(preset)["stars"]
+
+
 @pytest.mark.parametrize("notebook", presets.CONFIGS)
 def test_a_notebook_has_the_parameters_of_its_function(notebook):
     of_function = {name: p.default for name, p in inspect.signature(presets.CONFIGS[notebook]).parameters.items()}
@@ -88,6 +112,9 @@ def test_a_notebook_has_the_parameters_of_its_function(notebook):
         (lambda: presets.loops_study("cpu", "lognormal"), "distribution"),
         (lambda: presets.penalty_study("cpu", "fro"), "quantity"),
         (lambda: presets.penalty_study("cpu", product="jpv"), "product"),
+        (lambda: presets_beyond.input_study("cpu", injection="sum"), "injection"),
+        (lambda: presets_beyond.input_study("cpu", initial_state="noise"), "initial_state"),
+        (lambda: presets_beyond.recipe_study("cpu", "stars"), "recipe"),
     ],
 )
 def test_unknown_names_are_refused_with_the_choices(call, name):
@@ -104,6 +131,9 @@ def test_unknown_names_are_refused_with_the_choices(call, name):
         (lambda: presets.jacobian_study("cpu", "random", "squared_fro"), "variant and quantity are two ways"),
         (lambda: presets.jacobian_study("cpu", weight=0.2), "weight go with quantity: give one of squared_fro"),
         (lambda: presets.penalty_study("cpu", iterations=4), "iterations must be 1 for 'squared_fro'"),
+        (lambda: presets_beyond.beyond_study("cpu", "carry", "add"), "recipe and injection, initial_state"),
+        (lambda: presets_beyond.input_study("cpu", initial_state="random"), "initial_state 'random' needs an injection"),
+        (lambda: presets_beyond.input_study("cpu", backprop_loops=2, per_sequence=True), "one loop count per batch"),
         (lambda: presets.penalty_study("cpu", persistent=True), "persistent keeps power-iteration vectors"),
     ],
 )

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442"]
 DASHES = ["solid", "dash", "dot"]
-LOOP_TICKS = [1, 2, 4, 8, 16, 32, 64, 100, 200, 500, 1000]  # of a log axis
+LOOP_TICKS = [1, 2, 4, 8, 16, 32, 64, 100, 200, 500, 1000, 2000, 5000, 10_000]  # of a log axis
 TEMPLATE = go.layout.Template(
     layout={
         "colorway": PALETTE,
