@@ -1,0 +1,265 @@
+"""Every claim can be reproduced and not be: on run folders made up for it, with the numbers it should find. Nothing else is counted."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from looped_lib.config import to_dict
+from looped_lib.files import write_json
+from looped_lib.ouro.paper import STARS, TASKS
+from looped_lib.presets import loops_study, norm_study, penalty_study
+from looped_lib.presets_beyond import input_study, recipe_study
+from looped_lib.report import claims_addition, claims_beyond, claims_ouro
+from looped_lib.report.claims import NOT_RUN, judge, table
+from looped_lib.report.evidence import Evidence
+from looped_lib.report.flops import overhead, step_flops
+
+ALL = (*claims_addition.CLAIMS, *claims_ouro.CLAIMS, *claims_beyond.CLAIMS)
+FALLS = {4: 1.0, 8: 0.5, 100: 0.0}  # any depth between falls in between
+HOLDS = {4: 1.0, 8: 1.0, 100: 1.0}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Writes runs of a study's function: accuracy by depth (linear in between), growth of the norm, residual at the last depth."""
+
+    def write(configs, accuracy, growth=1.0, residual=1e-3, seeds=(0,), folder="study", last=100):
+        for name, config in configs.items():
+            for i, seed in enumerate(seeds):
+                known = accuracy[i] if isinstance(accuracy, list) else accuracy
+                depths = list(range(101)) + [last] * (last > 100)
+                result = {
+                    "depths": depths,
+                    "accuracy": [_between(known, d) for d in depths],
+                    "state_norm": [10.0 * growth ** ((d - 4) / 96) for d in depths],
+                    "residual": [None, *[residual] * (len(depths) - 1)],
+                    "seconds": {"train": 60.0, "evaluate": 1.0},
+                    "config": to_dict(replace(config, seed=seed)),
+                    "provenance": {},
+                }
+                run = tmp_path / "runs" / folder / f"{name}-{seed}"
+                write_json(run / "config.json", result["config"])
+                write_json(run / "result.json", result)
+
+    write.root = tmp_path / "runs"
+    return write
+
+
+def _between(known, depth):
+    below = max((d for d in known if d <= depth), default=min(known))
+    above = min((d for d in known if d >= depth), default=max(known))
+    share = 0 if above == below else (depth - below) / (above - below)
+    return known[below] + share * (known[above] - known[below])
+
+
+def verdict(runs, key, size="cpu"):
+    (row,) = [r for r in judge([c for c in ALL if c.key == key], Evidence(runs.root)) if r["size"] == size]
+    return row
+
+
+def test_without_runs_nothing_is_claimed(tmp_path):
+    rows = judge(ALL, Evidence(tmp_path))
+    assert {r["verdict"] for r in rows} == {NOT_RUN} and {r["value"] for r in rows} == {None}
+    assert len({(r["key"], r["size"]) for r in rows}) == len(rows) and all(r["runs"] == [] for r in rows)
+    assert json.loads(json.dumps(rows)) == rows
+    assert {"4.1", "4.2", "4.3", "5", "beyond"} == {r["section"] for r in rows}
+
+
+def placements(size="cpu", norm_type="LayerNorm"):
+    return {p: c for p, c in claims_addition.placements(size, norm_type=norm_type).items()}
+
+
+def test_growth_and_bounds(runs):
+    for name, config in placements().items():
+        growing = name in claims_addition.GROWING
+        runs({name: config}, FALLS, growth=8.0 if growing else 1.1, seeds=(0, 1))
+    row = verdict(runs, "state_grows")
+    assert row["verdict"] == "reproduced" and row["value"] == pytest.approx(8) and row["seeds"] == 2 and len(row["runs"]) == 4
+    assert row["runs"][0] == "runs/study/pre_norm-0" and row["measured"] == "pre_norm × 8; sandwich_branch × 8"
+    assert verdict(runs, "state_bounded")["value"] == pytest.approx(1.1)
+    assert verdict(runs, "peak_and_collapse")["verdict"] == "reproduced"
+    assert verdict(runs, "bounded_weaker")["verdict"] == "not reproduced"  # all are at 100 %
+    for name in ("pre_norm", "post_norm"):
+        runs({name: placements()[name]}, HOLDS, growth=1.5 if name == "pre_norm" else 3.0, seeds=(0, 1))
+    assert [verdict(runs, k)["verdict"] for k in ("state_grows", "state_bounded", "peak_and_collapse")] == ["not reproduced"] * 3
+    for name in claims_addition.BOUNDED:
+        runs({name: placements()[name]}, {4: 0.9, 100: 0.9}, seeds=(0, 1))
+    assert verdict(runs, "bounded_weaker")["value"] == pytest.approx(0.1)
+
+
+def test_an_overflowed_state_grows_without_bound(runs):
+    runs(placements(), FALLS)
+    path = runs.root / "study" / "pre_norm-0" / "result.json"
+    result = json.loads(path.read_text())
+    result["state_norm"][100] = None
+    path.write_text(json.dumps(result))
+    assert "pre_norm × inf" in verdict(runs, "state_grows")["measured"]
+
+
+def test_placement_against_type(runs):
+    for t, kind in enumerate(claims_addition.TYPES):
+        for p, (name, config) in enumerate(placements(norm_type=kind).items()):
+            level = 0.2 * p + 0.05 * t
+            runs({f"{name}{kind}": config}, {4: level, 100: level})
+    spread = [sum((0.2 * (p - 1.5)) ** 2 for p in range(4)) / 4, sum((0.05 * (t - 1)) ** 2 for t in range(3)) / 3]
+    assert verdict(runs, "type_hardly")["value"] == pytest.approx(spread[0] / sum(spread))
+    assert verdict(runs, "type_hardly")["verdict"] == "reproduced"
+
+
+@pytest.mark.parametrize(
+    "key, change",
+    [
+        ("random_alone", {}),
+        ("prelude_alone", {"prelude": 1}),
+        ("coda_alone", {"coda": 1}),
+        ("prelude_coda_alone", {"prelude": 1, "coda": 1}),
+        ("l2_alone", {"l2": 0.1}),
+    ],
+)
+def test_one_distribution_that_holds_refutes_that_none_does(runs, key, change):
+    for name in ("log_normal", "poisson", "uniform"):
+        runs(loops_study("cpu", name, **change), FALLS, seeds=(0, 1, 2))
+    row = verdict(runs, key)
+    assert row["verdict"] == "reproduced" and row["seeds"] == 3 and row["interval"] == [0, 0]
+    runs(loops_study("cpu", "uniform", **change), HOLDS, seeds=(0, 1, 2))
+    assert verdict(runs, key)["verdict"] == "not reproduced" and verdict(runs, key)["value"] == 1
+
+
+def test_stars_has_to_be_right_at_every_depth(runs):
+    runs(penalty_study("cpu"), HOLDS, seeds=(0, 1))
+    assert verdict(runs, "stars")["verdict"] == "reproduced"
+    runs(penalty_study("cpu"), [HOLDS, {4: 1, 49: 1, 50: 0.9, 51: 1, 100: 1}], seeds=(0, 1))
+    row = verdict(runs, "stars")
+    assert row["verdict"] == "not reproduced" and row["value"] == pytest.approx(0.95)
+    assert row["interval"][0] == pytest.approx(max(0, 0.95 - 12.706 * 0.05), abs=1e-3) and row["interval"][1] == 1
+
+
+def test_a_run_that_was_not_measured_deep_enough_does_not_count(runs):
+    runs(penalty_study("cpu"), HOLDS)
+    path = next(runs.root.rglob("result.json"))
+    result = json.loads(path.read_text())
+    result |= {name: result[name][:50] for name in ("depths", "accuracy", "state_norm", "residual")}
+    path.write_text(json.dumps(result))
+    assert verdict(runs, "stars")["verdict"] == NOT_RUN
+
+
+def test_what_was_run_here_counts_before_what_is_recorded_and_damage_is_named(runs):
+    runs(penalty_study("cpu"), HOLDS, folder="recorded/x")
+    runs(penalty_study("cpu"), FALLS, folder="x")
+    assert verdict(runs, "stars")["value"] == 0 and verdict(runs, "stars")["runs"][0].startswith("runs/x/")
+    (runs.root / "x" / "result.json").write_text("[1")
+    with pytest.warns(UserWarning, match="left out .*x/result.json"):
+        assert len(Evidence(runs.root)) == 1
+
+
+def test_the_folder_of_the_data_does_not_matter(runs):
+    configs = penalty_study("paper")
+    name, config = next(iter(configs.items()))
+    elsewhere = replace(config, data=replace(config.data, train_file="/x/train_4digit.jsonl", test_file="/x/test_4digit.jsonl"))
+    runs({name: elsewhere}, HOLDS)
+    assert verdict(runs, "stars", "paper")["verdict"] == "reproduced"
+
+
+def tuned(runs, seed, **modes):
+    accuracy = {f"{mode}-seed{seed}": values for mode, values in modes.items()}
+    record = {"depths": [4, 8], "accuracy": accuracy, "problems": 500, "preset": "cpu", "seed": seed}
+    write_json(runs.root / f"o{seed}" / "result.json", record)
+
+
+def test_tiny_ouros_over_seeds(runs):
+    for seed in (0, 1):
+        tuned(runs, seed, base=[0.9, 0.1], sft=[0.95, 0.1], stars=[0.97 + 0.01 * seed, 0.8])
+    keys = [c.key for c in claims_ouro.CLAIMS]
+    assert [verdict(runs, key)["verdict"] for key in keys] == ["reproduced"] * 4
+    assert verdict(runs, "ouro_base_falls")["value"] == pytest.approx(0.8)
+    assert verdict(runs, "ouro_stars_peak")["value"] == pytest.approx(0.025)
+    assert verdict(runs, "ouro_stars_holds")["value"] == pytest.approx(0.8 - 0.175)
+    assert verdict(runs, "ouro_stars_peak")["runs"] == [f"runs/o{s}/{m}-seed{s}" for m in ("sft", "stars") for s in (0, 1)]
+    for seed in (0, 1):
+        tuned(runs, seed, base=[0.9, 0.88], sft=[0.95, 0.95], stars=[0.9, 0.2])
+    assert [verdict(runs, key)["verdict"] for key in keys] == ["not reproduced", "reproduced", *["not reproduced"] * 2]
+    for seed in (0, 1):
+        tuned(runs, seed, base=[0.9, 0.1], sft=[0.95, 0.95], stars=[0.9, 0.2])
+    assert verdict(runs, "ouro_sft_falls")["verdict"] == "not reproduced"
+
+
+def test_the_papers_own_table_reproduces_the_paper(runs):
+    rows = [{**row, "metric": "acc"} for row in STARS.assign(model=STARS["model"] + "-seed74").to_dict("records")]
+    write_json(runs.root / "e" / "result.json", {"depths": [4, 8], "table": rows})
+    for claim in claims_ouro.CLAIMS:
+        row = verdict(runs, claim.key, "paper")
+        assert row["verdict"] == "reproduced" and row["interval"] is None and row["runs"] == ["runs/e"]
+    assert "base 67.41 % at 4 loops, 55.09 % at 8" in verdict(runs, "ouro_base_falls", "paper")["measured"]
+    write_json(runs.root / "e" / "result.json", {"depths": [4, 8], "table": [r for r in rows if r["task"] != TASKS[0]]})
+    assert verdict(runs, "ouro_base_falls", "paper")["verdict"] == NOT_RUN
+
+
+@pytest.mark.parametrize(
+    "key, configs",
+    [
+        ("penalty_adds", penalty_study("cpu")),
+        ("light_penalty_adds", penalty_study("cpu", weight=0.01)),
+        ("per_sequence", input_study("cpu", per_sequence=True)),
+        ("inject_add", input_study("cpu", "add")),
+        ("inject_concat", input_study("cpu", "concat")),
+        ("inject_diagonal", input_study("cpu", "diagonal")),
+    ],
+)
+def test_what_is_added_to_random_loops_has_to_raise_the_mean(runs, key, configs):
+    runs({"random": claims_beyond.random_loops("cpu")}, {4: 0.5, 100: 0.5})
+    runs(configs, {4: 0.75, 100: 0.75})
+    assert verdict(runs, key)["verdict"] == "confirmed" and verdict(runs, key)["value"] == pytest.approx(0.25)
+    runs(configs, {4: 0.25, 100: 0.25})
+    assert verdict(runs, key)["verdict"] == "not confirmed"
+
+
+def test_truncation_may_cost_two_points(runs):
+    runs({"random": claims_beyond.random_loops("cpu")}, {4: 0.5, 100: 0.5})
+    for level, expected in ((0.49, "confirmed"), (0.47, "not confirmed")):
+        runs(input_study("cpu", backprop_loops=2), {4: level, 100: level})
+        assert verdict(runs, "truncation")["verdict"] == expected
+
+
+def test_noise_is_compared_with_the_embedding(runs):
+    runs(input_study("cpu", "add"), {4: 0.5, 100: 0.5})
+    runs(input_study("cpu", "add", "random"), {4: 0.6, 100: 0.6})
+    assert verdict(runs, "noise_add")["value"] == pytest.approx(0.1)
+
+
+def test_recipes_are_judged_to_ten_thousand_loops(runs):
+    runs(recipe_study("cpu", "carry"), HOLDS)
+    assert verdict(runs, "recipe_carry")["verdict"] == NOT_RUN
+    runs(recipe_study("cpu", "carry"), {4: 1, 100: 1, 10_000: 0.999}, last=10_000)
+    assert verdict(runs, "recipe_carry")["verdict"] == "confirmed" and verdict(runs, "recipe_carry")["value"] == 0.999
+
+
+def test_stability_per_flop(runs):
+    configs = claims_beyond.estimators("cpu")
+    for name, config in configs.items():
+        runs({name: config}, FALLS, residual=1e-2 if name == "random loops" else 1e-4)
+    row = verdict(runs, "estimator")
+    gain = {name: 2 / (10 * overhead(config)) for name, config in configs.items() if name != "random loops"}
+    ours = gain.pop("squared_fro, VJP")
+    assert (
+        row["value"] == pytest.approx(ours - max(gain.values())) and "spectral_norm, 4 iterations: 4.0 digits" in row["measured"]
+    )
+
+
+def test_counted_flops_are_those_of_the_products():
+    """Without penalty: 6 FLOPs for each weight, token and loop, beside attention and the readout."""
+    config = next(iter(norm_study("cpu", "sandwich_dual").values()))
+    c, tokens = config.model, 16 * 13
+    loop = 4 * c.d_model**2 + 2 * c.d_model * c.d_ff
+    products = 6 * tokens * (config.loops.n * loop + c.d_model * c.vocab_size)
+    assert products <= step_flops(config) <= 1.2 * products
+    assert overhead(config) == 0 and math.isfinite(overhead(next(iter(penalty_study("cpu").values()))))
+
+
+def test_the_table_shows_all_and_links_the_runs(runs):
+    runs(penalty_study("cpu"), HOLDS, seeds=(0, 1))
+    shown = table(judge(ALL, Evidence(runs.root)))
+    row = shown[(shown["claim"].str.contains("right at every loop count from 4 to 100")) & (shown["size"] == "cpu")].iloc[0]
+    assert row["verdict"] == "reproduced" and row["number [95 %]"] == "1 [1, 1]" and row["seeds"] == 2
+    assert row["runs"].count('<a href="../../runs/study/') == 2
