@@ -1,4 +1,4 @@
-"""Every claim can be reproduced and not be: on run folders made up for it, with the numbers it should find. Nothing else is counted."""
+"""Every claim can be reproduced and not be: on run folders made up for it, with the numbers it should find."""
 
 import json
 import math
@@ -23,7 +23,7 @@ HOLDS = {4: 1.0, 8: 1.0, 100: 1.0}
 
 @pytest.fixture
 def runs(tmp_path):
-    """Writes runs of a study's function: accuracy by depth (linear in between), growth of the norm, residual at the last depth."""
+    """Writes runs of a study's function: accuracy by depth (linear in between), growth of the norm, residual."""
 
     def write(configs, accuracy, growth=1.0, residual=1e-3, seeds=(0,), folder="study", last=100):
         for name, config in configs.items():

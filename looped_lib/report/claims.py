@@ -17,6 +17,8 @@ from looped_lib.seeds import interval
 NOT_RUN = "not run"
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 CONFIRMED, NOT_CONFIRMED = "confirmed", "not confirmed"  # of questions that the paper does not ask
+_GREEN, _RED, _GREY = "#009E73", "#D55E00", "#777777"
+_COLOURS = {REPRODUCED: _GREEN, CONFIRMED: _GREEN, NOT_REPRODUCED: _RED, NOT_CONFIRMED: _RED, NOT_RUN: _GREY}
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,13 @@ def table(rows: Sequence[Mapping[str, Any]], links: str = "../../") -> pd.DataFr
         shown.append([*cells, value, row["size"], row["seeds"], row["verdict"], runs])
     columns = ["section", "claim", "paper", "measured", "number [95 %]", "size", "seeds", "verdict", "runs"]
     return pd.DataFrame(shown, columns=columns)
+
+
+def to_html(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`table` as HTML, verdicts in colour."""
+    styled = table(rows).style.hide(axis="index").map(lambda verdict: f"color: {_COLOURS[verdict]}", subset="verdict")
+    cells = [{"selector": "td, th", "props": "text-align: left; vertical-align: top; white-space: normal"}]
+    return styled.set_table_styles(cells).to_html()
 
 
 def shared(groups: Mapping[str, Mapping[int, Run]]) -> list[int]:

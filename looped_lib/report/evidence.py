@@ -6,7 +6,7 @@ folders are called. Of two runs of one config and seed the one that was made her
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pandas as pd
 
 from looped_lib.config import ExperimentConfig, from_dict
 from looped_lib.files import read_json
+from looped_lib.metrics import read_metrics
 from looped_lib.ouro.cells import headlines
 from looped_lib.ouro.paper import TASKS
 from looped_lib.runs import find_root
@@ -100,6 +101,31 @@ class Evidence:
             for depth, a in run.accuracy.items()
         ]
         return pd.DataFrame(rows, columns=columns).astype({"state_norm": float, "residual": float})
+
+    def losses(self, groups: dict[str, ExperimentConfig]) -> pd.DataFrame:
+        """group, seed, step, ce: the training curves of the same runs, where they were kept."""
+        rows = [
+            [name, seed, line["step"], line["ce"]]
+            for name, config in groups.items()
+            for seed, run in self.of(config).items()
+            if (log := self.root.parent / run.folder / "metrics.jsonl").exists()
+            for line in read_metrics(log)
+        ]
+        return pd.DataFrame(rows, columns=["group", "seed", "step", "ce"])
+
+    def tuned_curves(self, size: str, modes: Sequence[str]) -> pd.DataFrame:
+        """group, seed, depth, accuracy of the fine-tuned small Ouros."""
+        rows = [
+            [mode, seed, depth, accuracy]
+            for mode in modes
+            for seed, run in self.tuned(size, mode).items()
+            for depth, accuracy in run.accuracy.items()
+        ]
+        return pd.DataFrame(rows, columns=["group", "seed", "depth", "accuracy"])
+
+    def dynamics(self) -> dict[str, Any] | None:
+        """The result of notebook 04: what one loop does along a trajectory, and what becomes of the states; None if not run."""
+        return next((result for _, result in _results(self.root) if {"gains", "loops", "runs"} <= set(result)), None)
 
     def __len__(self) -> int:
         return sum(map(len, self._runs.values()))
