@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STUDY ?= norms
 SIZE ?= cpu
 
-.PHONY: tour test lab bench data sweep
+.PHONY: tour test lab bench data sweep report
 
 tour: $(VENV)/.installed  ## train three small models, measure them at 0 to 200 loops, write runs/tour/
 	$(RUN) -m looped_lib.notebooks notebooks/00_tour.ipynb runs/tour
@@ -22,6 +22,9 @@ bench: $(VENV)/.installed  ## speed ratios into runs/bench/result.json
 
 sweep: $(VENV)/.installed  ## run a study of looped_lib/studies/ into runs/: make sweep STUDY=norms SIZE=cpu
 	$(RUN) -m looped_lib.sweep $(STUDY) --size $(SIZE)
+
+report: $(VENV)/.installed  ## every claim of the paper beside what the run folders hold, into runs/report/
+	$(RUN) -m looped_lib.report
 
 data: $(VENV)/.installed  ## write the files of data/ anew
 	$(RUN) -m looped_lib.make_data

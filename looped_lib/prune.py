@@ -27,7 +27,7 @@ from pathlib import Path
 
 from looped_lib.files import Busy, held, holding, read_json
 from looped_lib.ouro.folder import CONFIG as FINETUNING
-from looped_lib.runs import find_root
+from looped_lib.runs import RECORDED, find_root
 
 _ABANDONED_SECONDS = 3600  # no write takes as long: what is older has nobody who goes on with it
 
@@ -124,7 +124,7 @@ def _best(study: Path) -> Path:
 
 def _untouchable(folder: Path) -> bool:
     above = (folder, *folder.parents)
-    return "recorded" in folder.parts or any((path / FINETUNING).exists() or held(path) for path in above)
+    return RECORDED in folder.parts or any((path / FINETUNING).exists() or held(path) for path in above)
 
 
 def _run_of(path: Path) -> Path:

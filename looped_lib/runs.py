@@ -21,6 +21,7 @@ from looped_lib.config import ExperimentConfig, from_dict
 from looped_lib.files import read_json
 from looped_lib.metrics import read_metrics
 
+RECORDED = "recorded"  # the folder under runs/ that is committed
 PER_DEPTH = ("accuracy", "state_norm", "residual")
 
 

@@ -18,9 +18,7 @@ from looped_lib.files import read_json
 from looped_lib.metrics import read_metrics
 from looped_lib.ouro.cells import headlines
 from looped_lib.ouro.paper import TASKS
-from looped_lib.runs import find_root
-
-RECORDED = "recorded"  # the folder under runs/ that is committed
+from looped_lib.runs import RECORDED, find_root
 
 
 @dataclass(frozen=True)
