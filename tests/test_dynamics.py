@@ -122,7 +122,8 @@ def test_gains_are_those_of_the_dense_jacobian(paths):
     assert found["settling"]["rms"][3] == pytest.approx((j.square().sum() / len(j)).sqrt().item(), rel=1e-8)
     figure = plots.gains_by_loop(loops, found)
     assert len(figure.data) == 6 and list(figure.data[4].y) == found["growing"]["sigma_max"]
-    assert len({(t.line.color, t.line.dash) for t in figure.data}) == 6 and figure.layout.shapes[0].y0 == 1
+    assert len({(t.line.color, t.xaxis) for t in figure.data}) == 6 and figure.layout.shapes[0].y0 == 1
+    assert [t.name for t in figure.data if t.showlegend] == list(found)
     with pytest.raises(ValueError, match="max_depth must be at least 1 loop, got 0"):
         spectrum_loops(0)
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 
 import nbformat
 import pytest
+from browsers import needs_browser
 from playwright.sync_api import sync_playwright
 
 from looped_lib import presets
@@ -20,16 +20,12 @@ from looped_lib.experiment import run_experiment
 from looped_lib.explorer import Walks
 from looped_lib.notebooks import export_html
 from looped_lib.plots import walk_slider
+from looped_lib.report.browser import FLAGS, find_browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-]
 PLOT = "document.querySelector('.js-plotly-plot')"
 TITLE, MARK = f"{PLOT}.layout.title.text", f"Array.from({PLOT}.data[5].x)[0]"
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +40,7 @@ def runs(tmp_path_factory):
 def page(tmp_path):
     """A page of a new browser; the test fails on an error in its console."""
     with sync_playwright() as playwright:
-        with playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as browser:
+        with playwright.chromium.launch(executable_path=find_browser(), args=FLAGS) as browser:
             page = browser.new_page(viewport={"width": 1500, "height": 1000})
             page.set_default_timeout(30_000)
             errors = []

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Complex
+from plotly.subplots import make_subplots
 
-from looped_lib.plots.style import LOOP_TICKS, figure, lines
+from looped_lib.plots.style import LOOP_TICKS, TEMPLATE, figure, lines
 
+_QUANTITIES = {"radius": "spectral radius", "sigma_max": "largest singular value", "rms": "rms singular value"}
 _SHOWN = 600  # eigenvalues drawn per loop: the largest; those near zero fall on one another
 
 
@@ -43,26 +45,31 @@ def eigenvalue_cloud(spectra: Mapping[int, Complex[np.ndarray, "seq d_model"]], 
 
 
 def gains_by_loop(loops: Sequence[int], gains: Mapping[str, Mapping[str, Sequence[float]]]) -> go.Figure:
-    """Spectral radius, sigma_max and rms singular value of J along a trajectory, one colour per run, one dash per quantity.
+    """Spectral radius, sigma_max and rms singular value of J along a trajectory: a panel each, a line per run.
 
     `gains` as from `dynamics.gains`, by run. The line at 1: below it differences shrink.
     """
-    plot = figure("What one loop does to a small difference", "loops t", "gain of J at h_t")
-    for name, quantities in gains.items():
-        for dash, (quantity, values) in zip(("solid", "dash", "dot"), quantities.items(), strict=True):
+    quantities = list(next(iter(gains.values())))
+    titles = [_QUANTITIES.get(quantity, quantity) for quantity in quantities]
+    plot = make_subplots(1, len(quantities), subplot_titles=titles, shared_yaxes="all", horizontal_spacing=0.04)
+    for name, values in gains.items():
+        for column, quantity in enumerate(quantities, start=1):
             plot.add_scatter(
                 x=list(loops),
-                y=list(values),
-                name=f"{name}: {quantity}",
+                y=list(values[quantity]),
+                name=name,
+                legendgroup=name,
+                showlegend=column == 1,
                 mode="lines+markers",
-                line={"color": lines(gains)[name]["color"], "dash": dash},
-                hovertemplate="t = %{x}: %{y:.4f}",
+                line=lines(gains)[name],
+                hovertemplate=f"{quantity}, t = %{{x}}: %{{y:.4f}}",
+                row=1,
+                col=column,
             )
     plot.add_hline(y=1, line_color="#888")
-    below = {"text": "below: differences shrink", "showarrow": False, "xanchor": "left", "yanchor": "top"}
-    plot.add_annotation(below, x=0, xref="paper", y=0)  # on a log axis plotly takes an annotation's place as log10
-    plot.update_xaxes(type="log", tickvals=LOOP_TICKS)
-    return plot.update_yaxes(type="log", dtick="D2")
+    plot.update_xaxes(title="loops t", type="log", tickvals=LOOP_TICKS[::2])
+    plot.update_yaxes(type="log", dtick="D2", minorloglabels="complete").update_yaxes(title="gain of J at h<sub>t</sub>", col=1)
+    return plot.update_layout(template=TEMPLATE, height=460, margin_t=90, title="What one loop does to a small difference")
 
 
 def _cloud(values: np.ndarray, positions: np.ndarray) -> go.Scatter:

@@ -34,3 +34,11 @@ def lines(names: Iterable[str]) -> dict[str, dict[str, str]]:
 def figure(title: str, x: str, y: str) -> go.Figure:
     """An empty figure with its titles."""
     return go.Figure(layout={"template": TEMPLATE, "title": title, "xaxis_title": x, "yaxis_title": y, "height": 460})
+
+
+def not_run(title: str) -> go.Figure:
+    """A figure that says that there is nothing to show yet."""
+    plot = go.Figure(layout={"template": TEMPLATE, "title": title, "height": 460})
+    plot.update_xaxes(visible=False).update_yaxes(visible=False)
+    place = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper"}
+    return plot.add_annotation(place, text="not run", showarrow=False, font={"size": 20, "color": "#888"})
