@@ -72,7 +72,7 @@ def live_table(study: Study, size: str, folder: Path, seeds: Sequence[int] | Non
 
 def _state(study: Study, folder: Path, parameters: Parameters) -> list[object]:
     if (folder / DONE).exists():
-        return ["done", 1.0, read_json(folder / DONE)["seconds"], 0.0, _held(folder), ""]
+        return ["done", 1.0, read_json(folder / DONE)["seconds"], None, _held(folder), ""]
     if held(folder):
         seconds = time.time() - (folder / LOCK).stat().st_mtime
         progress = _progress(study, folder, parameters)
