@@ -78,7 +78,7 @@ def test_the_numbers_of_the_tiny_ouro_are_the_recorded_ones():
     quoted = [float(n) for n in re.findall(r"([\d.]+) %", re.search(r"On the tiny Ouro.*?STARS \d+ %:", TEXT, re.S)[0])]
     there = [mean[name][depth] for name, depth in (("sft", 8), ("random", 8), ("stars", 8), ("random", 16), ("stars", 16))]
     assert all(len(seeds) == 3 for seeds in solved.values())
-    assert 97 <= min(m[4] for m in mean.values()) + 0.5 and max(m[4] for m in mean.values()) <= 99.5
+    assert 98 <= min(m[4] for m in mean.values()) + 0.5
     assert quoted[1:] == pytest.approx(there, abs=0.5)
 
 
