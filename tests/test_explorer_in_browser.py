@@ -80,12 +80,12 @@ def jupyterlab(folder):
 
 
 def wait_for_server(address):
-    for _ in range(300):
+    for _ in range(1200):
         try:
             return urllib.request.urlopen(address.split("/lab")[0] + "/api?token=test")
         except OSError:
             time.sleep(0.1)
-    raise TimeoutError("JupyterLab did not answer in 30 s")
+    raise TimeoutError("JupyterLab did not answer in 120 s")
 
 
 def write_notebook(path, sources, outputs=()):
