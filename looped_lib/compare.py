@@ -56,7 +56,7 @@ class Comparison:
         return loss_bands(self.losses)
 
     def record(self) -> dict[str, Any]:
-        """Ready for JSON: the common depths, and by group the mean accuracy at each, the number of seeds, the seconds of a run."""
+        """Ready for JSON: the common depths, and by group the mean accuracy at each, the seeds, the seconds of a run."""
         means = self.curves.groupby(["depth", "group"], sort=False).accuracy.mean().unstack().sort_index().dropna()
         columns = self.parameters[["seeds", "seconds"]].to_dict()
         return {"depths": [int(d) for d in means.index], "accuracy": means.to_dict("list"), **columns}

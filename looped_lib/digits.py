@@ -1,15 +1,25 @@
-"""Length generalisation: a finished run's accuracy by depth on operands with fewer or more digits than it was trained on."""
+"""Length generalisation: a finished run's accuracy by depth on operands with fewer or more digits than it was trained on.
 
+python -m looped_lib.digits RUN_DIR...        writes RUN_DIR/digits.json = {"depths", "accuracy": {digits: one value per depth}}
+"""
+
+import argparse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from looped_lib.addition import Problems, generate_problems, load_jsonl
 from looped_lib.config import DataConfig
 from looped_lib.depth import DepthCurve, depth_curve
+from looped_lib.files import read_json, write_json
 from looped_lib.runs import read_config
 from looped_lib.training import load_model
+
+NAME = "digits.json"
+DIGITS = (2, 3, 4, 5, 6)
+MAX_DEPTH = 100
 
 
 def held_out_digits(config: DataConfig, digits: int, n: int) -> Problems:
@@ -34,3 +44,28 @@ def curves_by_digits(run_dir: str | Path, digits: Iterable[int], max_depth: int,
     (max_len - 4) // 3 digits; ValueError beyond."""
     config, model = read_config(run_dir), load_model(run_dir)
     return {d: depth_curve(model, held_out_digits(config.data, d, n), max_depth) for d in digits}
+
+
+def record_digits(run_dir: str | Path) -> dict[str, Any]:
+    """What `digits.json` of the run holds: DIGITS, as far as the model's positions go; measured first if it is not there."""
+    path, longest = Path(run_dir) / NAME, (read_config(run_dir).model.max_len - 4) // 3
+    if path.exists():
+        return read_json(path)
+    curves = curves_by_digits(run_dir, [d for d in DIGITS if d <= longest], MAX_DEPTH)
+    accuracy = {str(d): [float(a) for a in curve.accuracy] for d, curve in curves.items()}
+    found = {"depths": list(range(MAX_DEPTH + 1)), "accuracy": accuracy}
+    write_json(path, found)
+    return found
+
+
+def main() -> None:
+    """Measure runs that are finished."""
+    parser = argparse.ArgumentParser(prog="python -m looped_lib.digits", description="Accuracy on other numbers of digits")
+    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
+    for run_dir in parser.parse_args().run_dirs:
+        best = [f"{100 * max(a):.1f} % of {d} digits" for d, a in record_digits(run_dir)["accuracy"].items()]
+        print(f"{run_dir}: best accuracy at any depth {', '.join(best)}")
+
+
+if __name__ == "__main__":
+    main()

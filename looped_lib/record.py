@@ -11,7 +11,7 @@ from looped_lib.files import replacing
 from looped_lib.one_run import DONE
 from looped_lib.runs import RECORDED, find_root
 
-KEPT = ("config.json", "metrics.jsonl", "result.json", DONE)
+KEPT = ("config.json", "metrics.jsonl", "result.json", "digits.json", DONE)
 LARGEST = 10 * 2**20  # bytes of a file
 
 

@@ -235,6 +235,17 @@ def test_recipes_are_judged_to_ten_thousand_loops(runs):
     assert verdict(runs, "recipe_carry")["verdict"] == "confirmed" and verdict(runs, "recipe_carry")["value"] == 0.999
 
 
+def test_longer_numbers(runs):
+    runs(recipe_study("cpu", "stars_carry"), HOLDS)
+    assert verdict(runs, "digits")["verdict"] == NOT_RUN
+    run = next(runs.root.rglob("result.json")).parent
+    for best, expected in ((0.6, "confirmed"), (0.1, "not confirmed")):
+        write_json(run / "digits.json", {"depths": [0, 1, 2], "accuracy": {"3": [0, 1, 1], "4": [0, best, 0]}})
+        row = verdict(runs, "digits")
+        assert row["verdict"] == expected and row["value"] == best
+    assert row["measured"] == "stars_carry, at its best loop count: 100.0 % of 3 digits, 10.0 % of 4 digits"
+
+
 def test_stability_per_flop(runs):
     configs = claims_beyond.estimators("cpu")
     for name, config in configs.items():

@@ -116,6 +116,24 @@ def _recipe(evidence: Evidence, size: str, recipe: str) -> Finding | None:
     return over_seeds({recipe: runs}, lambda r: r[recipe].held(TRAINED, DEPTHS), lambda x: x >= HOLDS, text, within=(0, 1))
 
 
+def _longer(evidence: Evidence, size: str) -> Finding | None:
+    """The best accuracy at any loop count on operands with one digit more than in training."""
+    config = recipes(size)["stars_carry"]
+    runs = {seed: run for seed, run in evidence.of(config).items() if config.data.digits + 1 in run.digits}
+
+    def best(run: Run, digits: int) -> float:
+        return max(run.digits[digits].values())
+
+    def text(name: str, found: Sequence[Run]) -> str:
+        parts = [f"{percent(best(run, d) for run in found)} of {d} digits" for d in found[0].digits]
+        return f"{name}, at its best loop count: {', '.join(parts)}"
+
+    def number(runs: dict[str, Run]) -> float:
+        return best(runs["stars_carry"], config.data.digits + 1)
+
+    return over_seeds({"stars_carry": runs}, number, lambda x: x > 0.5, text, within=(0, 1))
+
+
 def _against_random(name: str, make: Callable[[str], ExperimentConfig]) -> Callable[[str], Configs]:
     return lambda size: {"random loops": random_loops(size), name: make(size)}
 
@@ -133,6 +151,7 @@ def _from_noise(kind: str) -> Callable[[str], Configs]:
     return lambda size: {f"{kind}, {start}": only(input_study(size, kind, start)) for start in ("embedding", "random")}
 
 
+LONGER = "best accuracy at any of 0 to 100 loops on operands of one digit more than in training; solves above 0.5"
 LOWEST = "lowest accuracy at 4 to 10,000 loops; holds from 0.995 on"
 CLAIMS = (
     _ask(
@@ -197,4 +216,5 @@ CLAIMS = (
             ("inject_penalty", "So it does with the penalty."),
         )
     ),
+    Claim("digits", "beyond", "More loops let a model add numbers with more digits than it was trained on.", "", LONGER, _longer),
 )

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from looped_lib.config import ExperimentConfig, from_dict
+from looped_lib.digits import NAME as DIGITS
 from looped_lib.files import read_json
 from looped_lib.metrics import read_metrics
 from looped_lib.ouro.cells import headlines
@@ -32,6 +33,8 @@ class Run:
     residual: dict[int, float]
     seconds: float
     lowest: dict[str, float] = field(default_factory=dict)
+    digits: dict[int, dict[int, float]] = field(default_factory=dict)
+    """By digits of the operands, where that was measured (`looped_lib.digits`), the accuracy by loop count."""
 
     def held(self, first: int = 4, last: int = 100) -> float:
         """The lowest accuracy at a recorded depth from `first` to `last`; at any depth, if the run was measured to `last`."""
@@ -160,9 +163,17 @@ def _experiments(root: Path) -> Iterator[Run]:
             norm = {depth: math.inf if value is None else value for depth, value in norm.items()}  # it overflowed
             folder = path.parent.relative_to(root.parent).as_posix()
             seconds = sum(result["seconds"].values())
-            yield Run(folder, config, accuracy, norm, residual, seconds, result.get("lowest", {}))
+            digits = _digits(path.with_name(DIGITS))
+            yield Run(folder, config, accuracy, norm, residual, seconds, result.get("lowest", {}), digits)
         except (ValueError, TypeError, AttributeError) as e:
             warnings.warn(f"left out {path}: {e}", stacklevel=2)
+
+
+def _digits(path: Path) -> dict[int, dict[int, float]]:
+    if not path.exists():
+        return {}
+    found = read_json(path)
+    return {int(d): dict(zip(found["depths"], values, strict=True)) for d, values in found["accuracy"].items()}
 
 
 def _finetunings(root: Path) -> Iterator[tuple[str, int, str, list[int], dict[str, list[float]]]]:
