@@ -127,6 +127,15 @@ def test_one_distribution_that_holds_refutes_that_none_does(runs, key, change):
     assert verdict(runs, key)["verdict"] == "not reproduced" and verdict(runs, key)["value"] == 1
 
 
+def test_what_never_learned_the_task_is_said_and_proves_nothing(runs):
+    for name in ("log_normal", "poisson", "uniform"):
+        runs(loops_study("cpu", name), {4: 0.1, 100: 0.0}, seeds=(0, 1))
+    assert verdict(runs, "random_alone")["verdict"] == NOT_RUN
+    runs(loops_study("cpu", "uniform"), FALLS, seeds=(0, 1))
+    row = verdict(runs, "random_alone")
+    assert row["verdict"] == "reproduced" and "poisson (never learned with 2 of 2 seeds): " in row["measured"]
+
+
 def test_stars_has_to_be_right_at_every_depth(runs):
     runs(penalty_study("cpu"), HOLDS, seeds=(0, 1))
     assert verdict(runs, "stars")["verdict"] == "reproduced"

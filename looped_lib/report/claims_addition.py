@@ -17,6 +17,7 @@ from looped_lib.sizes import Configs
 TRAINED, DEEPEST = 4, 100
 GROWS = 2.0  # times the norm at the trained depth
 HOLDS = 0.95
+LEARNED = 0.5  # accuracy at the trained depth, below which a run says nothing about depth
 GROWING, BOUNDED = ("pre_norm", "sandwich_branch"), ("post_norm", "sandwich_dual")
 TYPES = ("LayerNorm", "RMSNorm", "SimpleNorm")
 
@@ -100,8 +101,10 @@ def _type_matters_less(evidence: Evidence, size: str) -> Finding | None:
 
 
 def _unstable(evidence: Evidence, size: str, configs: Configs) -> Finding | None:
-    """The highest of the lowest accuracies: one that held would pass the bar."""
+    """The highest of the lowest accuracies: one that held would pass the bar. None if no run has learned the task."""
     groups = _found(evidence, configs)
+    if not any(run.accuracy[TRAINED] >= LEARNED for runs in groups.values() for run in runs.values()):
+        return None
     return over_seeds(groups, lambda runs: max(r.held() for r in runs.values()), lambda x: x < HOLDS, _say_held, within=(0, 1))
 
 
@@ -124,7 +127,9 @@ def _say_growth(name: str, runs: Sequence[Run]) -> str:
 
 
 def _say_held(name: str, runs: Sequence[Run]) -> str:
-    return f"{name}: {_at(runs, 8)} at 8 loops, {_at(runs, 16)} at 16, lowest {percent(run.held() for run in runs)}"
+    never = sum(run.accuracy[TRAINED] < LEARNED for run in runs)
+    learned = f" (never learned with {never} of {len(runs)} seeds)" if never else ""
+    return f"{name}{learned}: {_at(runs, 8)} at 8 loops, {_at(runs, 16)} at 16, lowest {percent(run.held() for run in runs)}"
 
 
 def _random(evidence: Evidence, size: str) -> Finding | None:
