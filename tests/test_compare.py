@@ -164,9 +164,10 @@ def test_a_cell_shows_everything(study, monkeypatch):
 
 def test_recorded_runs_compare_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = compare("runs/recorded/norm_placement")
+    study = "runs/recorded/norms/cpu/norm_placement={},norm_type=LayerNorm,seed=0"
+    found = compare([study.format(name) for name in ("pre_norm", "post_norm")])
     assert list(found.parameters.columns) == ["model.norm_placement", "seeds", "seconds"] and len(found.losses) > 0
-    result = read_json(find_root() / "runs/recorded/norm_placement/pre_norm-LayerNorm-seed0/result.json")
+    result = read_json(find_root() / study.format("pre_norm") / "pre_norm-LayerNorm-seed0" / "result.json")
     curve = found.curves[found.curves.group == "pre_norm-LayerNorm"]
     assert curve.depth.tolist() == result["depths"][1:] and curve.accuracy.tolist() == result["accuracy"][1:]
 
