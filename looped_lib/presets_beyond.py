@@ -9,7 +9,7 @@ from typing import get_args
 from looped_lib.config import CarryConfig, InitialState, InjectionKind, PenaltyConfig
 from looped_lib.sizes import Configs, base, loops, one_of
 
-RECIPES = ("random", "carry", "stars_carry", "inject", "inject_carry", "inject_penalty")
+RECIPES = ("random", "carry", "stars_carry", "inject", "inject_carry", "inject_penalty", "diagonal_noise")
 _LEARNED = {"smoke": 3, "cpu": 700, "paper": 5000}  # step from which a model of each size knows the task
 
 
@@ -74,6 +74,7 @@ def recipes(preset: str, seed: int = 0) -> Configs:
     inject            random loops, and the input added at every loop
     inject_carry      and carried states
     inject_penalty    random loops, the input added, the Jacobian penalty
+    diagonal_noise    random loops (log-normal) from noise, the state decaying towards the input (see `injection`)
     """
     experiment = base(preset, seed)
     random = replace(experiment, loops=loops(preset, "log_normal" if preset == "paper" else "uniform"))
@@ -87,4 +88,5 @@ def recipes(preset: str, seed: int = 0) -> Configs:
         "inject": inject,
         "inject_carry": replace(inject, carry=carry),
         "inject_penalty": replace(inject, penalty=penalty),
+        "diagonal_noise": next(iter(input_study(preset, "diagonal", "random", seed=seed).values())),
     }

@@ -82,6 +82,19 @@ def test_the_numbers_of_the_tiny_ouro_are_the_recorded_ones():
     assert quoted[1:] == pytest.approx(there, abs=0.5)
 
 
+def test_what_the_report_says_is_what_is_recorded():
+    claims = {row["key"]: row for row in read_json(ROOT / "runs/recorded/report/claims.json") if row["size"] == "cpu"}
+    said = re.search(r"At size `cpu` .*?not run\.", TEXT, re.S)[0]
+    reproduced = ("state_grows", "state_bounded", "peak_and_collapse", "random_alone", "prelude_alone", "coda_alone", "l2_alone")
+    assert {claims[key]["verdict"] for key in reproduced} == {"reproduced"}
+    assert claims["stars"]["verdict"] == "not reproduced"
+    assert float(re.search(r"4 to 100 loops: ([\d.]+) %", said)[1]) == pytest.approx(100 * claims["stars"]["value"], abs=0.05)
+    holds = claims["recipe_inject_carry"]
+    by_seed = [float(x) for x in re.search(r"lowest ([\d., ]+) % by seed", holds["measured"])[1].split(", ")]
+    assert holds["seeds"] == len(by_seed) == 3 and holds["verdict"] == "confirmed"
+    assert float(re.search(r"is ([\d.]+) % \(the worst of three seeds\)", said)[1]) == min(by_seed)
+
+
 def test_make_targets_exist():
     targets = set(re.findall(r"`?make (\w+)", TEXT))
     assert {"tour", "test", "lab", "bench"} <= targets

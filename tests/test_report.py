@@ -4,6 +4,8 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 from looped_lib.files import read_json
 from looped_lib.report import claims_addition, claims_beyond, claims_ouro
 from looped_lib.report.claims import judge
@@ -20,6 +22,10 @@ def test_the_report_of_what_is_recorded(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = read_json(tmp_path / "report" / "claims.json")
     assert rows == judge(ALL, Evidence(tmp_path / "runs"))
+    recorded = read_json(find_root() / "runs" / "recorded" / "report" / "claims.json")
+    for name in ("key", "size", "measured", "seeds", "verdict", "runs"):
+        assert [row[name] for row in rows] == [row[name] for row in recorded]  # else: record the report anew
+    assert [row["value"] for row in rows] == [v if v is None else pytest.approx(v) for v in (r["value"] for r in recorded)]
     assert {"claim", "paper", "measured", "interval", "size", "verdict", "runs"} <= set(rows[0])
     page = (tmp_path / "report" / "report.html").read_text()
     shown = [row for row in rows if row["verdict"] != "not run"]

@@ -10,7 +10,7 @@ from math import log10
 
 from looped_lib.config import ExperimentConfig
 from looped_lib.presets import jacobian_study, penalty_study
-from looped_lib.presets_beyond import input_study, recipe_study
+from looped_lib.presets_beyond import RECIPES, input_study, recipe_study
 from looped_lib.report.claims import Claim, Finding, over_seeds, percent
 from looped_lib.report.claims_addition import DEEPEST, TRAINED, only
 from looped_lib.report.evidence import Evidence, Run
@@ -46,8 +46,7 @@ def random_loops(size: str) -> ExperimentConfig:
 
 def recipes(size: str) -> Configs:
     """Candidates for the cheapest training that holds."""
-    names = ("random", "carry", "stars_carry", "inject", "inject_carry", "inject_penalty")
-    return {name: only(recipe_study(size, name)) for name in names}
+    return {name: only(recipe_study(size, name)) for name in RECIPES}
 
 
 def inputs(size: str) -> Configs:
@@ -214,6 +213,7 @@ CLAIMS = (
             ("inject_carry", "So do random loops and carried states with the input added at every loop."),
             ("inject", "The input added at every loop suffices, without carried states."),
             ("inject_penalty", "So it does with the penalty."),
+            ("diagonal_noise", "A state that decays towards the input, from noise, suffices: no carried states, no penalty."),
         )
     ),
     Claim("digits", "beyond", "More loops let a model add numbers with more digits than it was trained on.", "", LONGER, _longer),
