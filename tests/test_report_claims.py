@@ -158,9 +158,12 @@ def test_what_was_run_here_counts_before_what_is_recorded_and_damage_is_named(ru
     runs(penalty_study("cpu"), HOLDS, folder="recorded/x")
     runs(penalty_study("cpu"), FALLS, folder="x")
     assert verdict(runs, "stars")["value"] == 0 and verdict(runs, "stars")["runs"][0].startswith("runs/x/")
+    runs(penalty_study("cpu"), {4: 1, 100: 1, 10_000: 1}, folder="deeper", last=10_000)
+    assert verdict(runs, "stars")["runs"][0].startswith("runs/deeper/")
     (runs.root / "x" / "result.json").write_text("[1")
     with pytest.warns(UserWarning, match="left out .*x/result.json"):
-        assert len(Evidence(runs.root)) == 1
+        evidence = Evidence(runs.root)
+    assert len(evidence) == 1 and evidence.curves(penalty_study("cpu")).depth.max() == 100
 
 
 def test_the_folder_of_the_data_does_not_matter(runs):

@@ -14,7 +14,7 @@ from looped_lib.presets_beyond import RECIPES, input_study, recipe_study
 from looped_lib.report.claims import Claim, Finding, over_seeds, percent
 from looped_lib.report.claims_addition import DEEPEST, TRAINED, only
 from looped_lib.report.evidence import Evidence, Run
-from looped_lib.report.flops import overhead
+from looped_lib.report.flops import overhead, step_flops
 from looped_lib.sizes import Configs
 
 DEPTHS = 10_000
@@ -105,12 +105,13 @@ def _difference(evidence: Evidence, size: str, pair: Callable[[str], Configs], b
 
 
 def _recipe(evidence: Evidence, size: str, recipe: str) -> Finding | None:
-    runs = {s: r for s, r in evidence.of(recipes(size)[recipe]).items() if max(r.accuracy) >= DEPTHS}
+    configs = recipes(size)
+    runs = {s: r for s, r in evidence.of(configs[recipe]).items() if max(r.accuracy) >= DEPTHS}
 
     def text(name: str, found: Sequence[Run]) -> str:
         lowest = ", ".join(f"{100 * run.held(TRAINED, DEPTHS):.1f}" for run in found)
-        seconds = sum(r.seconds for r in found) / len(found)
-        return f"{name}: lowest {lowest} % by seed; {seconds:.0f} s a run with its measuring"
+        cost = step_flops(configs[recipe]) / step_flops(configs["random"])
+        return f"{name}: lowest {lowest} % by seed; a step costs {cost:.2f} of the FLOPs of random loops"
 
     return over_seeds({recipe: runs}, lambda r: r[recipe].held(TRAINED, DEPTHS), lambda x: x >= HOLDS, text, within=(0, 1))
 

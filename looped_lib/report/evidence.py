@@ -1,7 +1,8 @@
 """What the run folders hold: every finished run, found by its config and nothing else.
 
 A claim asks for the runs of an experiment (`of`), and gets those of all seeds, wherever under runs/ they lie and whatever their
-folders are called. Of two runs of one config and seed the one that was made here counts, not the recorded one.
+folders are called. Of two runs of one config and seed the one that was made here counts, not the recorded one; of two such the
+one that was measured deeper.
 """
 
 import math
@@ -66,7 +67,8 @@ class Evidence:
     def __init__(self, root: str | Path | None = None):
         self.root = (find_root() / "runs" if root is None else Path(root)).resolve()
         self._runs: dict[ExperimentConfig, dict[int, Run]] = {}
-        for run in _experiments(self.root):
+        found = list(_experiments(self.root))
+        for run in sorted(found, key=lambda run: (RECORDED in Path(run.folder).parts, -max(run.accuracy))):
             self._runs.setdefault(_nameless(run.config), {}).setdefault(run.config.seed, run)
         self._tuned: dict[tuple[str, str], dict[int, Tuned]] = {}
         for size, seed, folder, depths, accuracy in _finetunings(self.root):
@@ -92,7 +94,7 @@ class Evidence:
         columns = ["model", "task", "depth", "value", "folder"]
         return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
-    def curves(self, groups: dict[str, ExperimentConfig]) -> pd.DataFrame:
+    def curves(self, groups: dict[str, ExperimentConfig], deepest: int = 100) -> pd.DataFrame:
         """group, seed, depth, accuracy, state_norm, residual: a row per run and recorded depth, of the groups that have runs."""
         columns = ["group", "seed", "depth", "accuracy", "state_norm", "residual"]
         rows = [
@@ -100,6 +102,7 @@ class Evidence:
             for name, config in groups.items()
             for seed, run in self.of(config).items()
             for depth, a in run.accuracy.items()
+            if depth <= deepest
         ]
         return pd.DataFrame(rows, columns=columns).astype({"state_norm": float, "residual": float})
 

@@ -17,17 +17,24 @@ ROWS = 16  # of the counted batch; all terms of a step are proportional to it
 
 
 def overhead(config: ExperimentConfig) -> float:
-    """(FLOPs with the penalty - FLOPs without) / FLOPs without, at the mean loop count, once the penalty has begun."""
+    """(FLOPs with the penalty - FLOPs without) / FLOPs without, on average over loop counts, once the penalty has begun."""
     return step_flops(config) / step_flops(replace(config, penalty=PenaltyConfig())) - 1
 
 
+def step_flops(config: ExperimentConfig) -> float:
+    """FLOPs (matrix products and convolutions; a multiply-add is two) of a step of ROWS sequences, on average over loop counts.
+
+    Every loop costs the same, so that FLOPs are affine in the loop count and two counts give their mean.
+    """
+    one, two = _counted(replace(config, loops=FixedLoops(1))), _counted(replace(config, loops=FixedLoops(2)))
+    return one + (two - one) * (config.loops.mean() - 1)
+
+
 @cache
-def step_flops(config: ExperimentConfig) -> int:
-    """FLOPs (matrix products and convolutions; a multiply-add is two) of a step of ROWS sequences at the mean loop count."""
+def _counted(config: ExperimentConfig) -> int:
     training = replace(config.training, batch_size=ROWS, accumulation=1)
     small = replace(
         config,
-        loops=FixedLoops(round(config.loops.mean())),
         penalty=replace(config.penalty, onset=0),
         training=training,
         data=replace(config.data, n_train=ROWS, train_file="", test_file=""),

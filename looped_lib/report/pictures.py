@@ -7,7 +7,7 @@ from looped_lib.plots.bands import accuracy_bands, loss_bands, residual_bands, s
 from looped_lib.plots.loop_counts import loop_counts
 from looped_lib.presets import norm_study
 from looped_lib.report.claims_addition import TYPES, distributions, only, placements
-from looped_lib.report.claims_beyond import estimators, gradients, inputs, recipes
+from looped_lib.report.claims_beyond import DEPTHS, estimators, gradients, inputs, recipes
 from looped_lib.report.evidence import Evidence
 from looped_lib.report.figures import beside_paper, gains
 from looped_lib.sizes import Configs
@@ -45,7 +45,7 @@ def pictures(evidence: Evidence, size: str) -> dict[str, go.Figure]:
         "ouro_benchmarks": beside_paper(evidence.benchmarks()),
         "input_accuracy": accuracy_bands(curves(inputs(size)), "Random loops with the input injected: accuracy"),
         "gradient_accuracy": accuracy_bands(curves(gradients(size)), "Random loops, gradients cut short: accuracy"),
-        "recipe_accuracy": accuracy_bands(curves(recipes(size)), "How deep does it hold? Recipes to 10,000 loops"),
+        "recipe_accuracy": accuracy_bands(curves(recipes(size), DEPTHS), "How deep does it hold? Recipes to 10,000 loops"),
     }
 
 
