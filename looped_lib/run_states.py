@@ -10,11 +10,11 @@ import pandas as pd
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from looped_lib.files import LOCK, held, read_json
 from looped_lib.metrics import read_metrics
 from looped_lib.one_run import DONE, FAILED, failure
-from looped_lib.presets import CONFIGS
 from looped_lib.study import Parameters, Study
 
 FIRST_DEPTH = 4  # of the mean accuracy: below it nothing in the studies is trained to answer
@@ -57,17 +57,15 @@ def clock(seconds: float) -> str:
 
 @contextmanager
 def live_table(study: Study, size: str, folder: Path, seeds: Sequence[int] | None = None) -> Iterator[None]:
-    """Show `states` while the block runs: a live table on a terminal, a line for each run that ends elsewhere."""
+    """Show `states` while the block runs, as a live table; where there is no terminal, a line for each run once it has ended."""
     console = Console(stderr=True)
     if console.is_terminal:
         with Live(get_renderable=lambda: _render(states(study, size, folder, seeds), study, size, console), refresh_per_second=1):
             yield
         return
-    try:
-        yield
-    finally:
-        for row in states(study, size, folder, seeds).itertuples():
-            print(f"{row.Index}: {row.state} {clock(row.seconds)}", file=sys.stderr)
+    yield
+    for row in states(study, size, folder, seeds).itertuples():
+        print(f"{row.Index}: {row.state} {clock(row.seconds)}", file=sys.stderr)
 
 
 def _state(study: Study, folder: Path, parameters: Parameters) -> list[object]:
@@ -85,11 +83,10 @@ def _state(study: Study, folder: Path, parameters: Parameters) -> list[object]:
 
 def _progress(study: Study, folder: Path, parameters: Parameters) -> float | None:
     """Steps done of all trainings of a run."""
-    if study.notebook.stem not in CONFIGS:
+    if not (configs := study.configs(parameters)):
         return None
-    configs = CONFIGS[study.notebook.stem](**{k: v for k, v in parameters.items() if k != "max_depth"})
-    logs = [folder / name / "metrics.jsonl" for name in configs]
-    done = sum(read_metrics(log)[-1]["step"] for log in logs if log.exists() and log.stat().st_size)
+    logs = [log for name in configs if (log := folder / name / "metrics.jsonl").exists()]
+    done = sum(lines[-1]["step"] for log in logs if (lines := read_metrics(log)))  # the only line may be half written
     return done / sum(c.training.steps for c in configs.values())
 
 
@@ -113,7 +110,8 @@ def _render(table: pd.DataFrame, study: Study, size: str, console: Console) -> T
     for row in rows.head(room).itertuples():
         progress = "" if pd.isna(row.progress) else f"{row.progress:.0%}"
         held_percent = row.error if row.state == "failed" else "" if pd.isna(row.held) else f"{100 * row.held:.1f}"
-        shown.add_row(row.Index, row.state, progress, clock(row.seconds), clock(row.seconds_left), held_percent)
+        cells = (row.Index, row.state, progress, clock(row.seconds), clock(row.seconds_left), held_percent)
+        shown.add_row(*map(Text, cells))  # as it stands: an error may hold what rich would take for markup
     if len(rows) > room:
         shown.caption = f"and {len(rows) - room} more"
     return shown

@@ -28,6 +28,7 @@ import yaml
 
 from looped_lib.presets import CONFIGS, PRESETS
 from looped_lib.runs import find_root
+from looped_lib.sizes import Configs
 
 FOLDER = Path(__file__).parent / "studies"
 FIELDS = ("about", "notebook", "set", "grid", "seeds", "sizes")
@@ -105,14 +106,18 @@ class Study:
                 raise self._wrong("grid", "two of its tables hold the same run")
         return self
 
+    def configs(self, parameters: Parameters) -> Configs:
+        """What a run with these parameters trains, by name; nothing where it is not known what the notebook trains."""
+        make = CONFIGS.get(self.notebook.stem)
+        return make(**{k: v for k, v in parameters.items() if k != "max_depth"}) if make else {}
+
     def check_configs(self, size: str) -> None:
         """StudyError if a run of this size is one that its notebook would refuse; also where the size does not exist for it."""
-        make = CONFIGS.get(self.notebook.stem)
         if size not in PRESETS:
             raise StudyError(f"size must be one of {', '.join(PRESETS)}, got {size!r}")
-        for name, parameters in self.runs(size).items() if make else ():
+        for name, parameters in self.runs(size).items():
             try:
-                make(**{k: v for k, v in parameters.items() if k != "max_depth"})
+                self.configs(parameters)
             except ValueError as e:
                 raise StudyError(f"{self.file or self.name}, run {name}: {e}") from None
 

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import joblib
@@ -76,6 +76,14 @@ def start(notebook: Path, folder: Path, parameters: Parameters, cores: int) -> N
                 write_json(folder / FAILED, failure)
 
 
+def _cluster(address: str | None) -> AbstractContextManager:
+    """The runs go to the workers of this Dask scheduler while the block runs; StudyError if it cannot be reached."""
+    try:
+        return joblib.parallel_config("dask", scheduler_host=address) if address else nullcontext()
+    except (OSError, ValueError, ImportError) as e:
+        raise StudyError(f"no Dask at {address}: {e}") from None
+
+
 def _check_finished(study: Study, folder: Path, parameters: Parameters) -> None:
     if not (folder / DONE).exists():
         return
@@ -102,9 +110,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         study = load(args.study)
+        study.check_configs(args.size)  # before the table, which reads the configs
         folder = args.folder or find_root() / "runs" / study.name / args.size
-        cluster = joblib.parallel_config("dask", scheduler_host=args.dask) if args.dask else nullcontext()
-        with cluster, live_table(study, args.size, folder, args.seeds):
+        with _cluster(args.dask), live_table(study, args.size, folder, args.seeds):
             table = sweep(study, args.size, folder, args.jobs, args.retry, args.seeds)
     except (StudyError, Busy) as e:
         print(f"error: {e}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Sweeps: all runs of a study, side by side; a failure costs one run, nothing is run twice or lost, whatever is killed."""
 
+import io
 import os
 import signal
 import subprocess
@@ -11,11 +12,12 @@ import joblib
 import nbformat
 import psutil
 import pytest
+from rich.console import Console
 
 from looped_lib import gpus
 from looped_lib import sweep as module
 from looped_lib.files import held, read_json, write_json
-from looped_lib.run_states import seconds_left, states
+from looped_lib.run_states import _render, seconds_left, states
 from looped_lib.runs import find_root
 from looped_lib.study import Study, load
 from looped_lib.sweep import main, sweep
@@ -119,6 +121,28 @@ def test_mistakes_are_refused_before_anything_runs(folder, capsys):
     assert not (folder / "runs").exists() and not log(folder)
 
 
+def test_values_that_the_configs_refuse_are_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(module, "find_root", lambda: tmp_path)
+    study = tmp_path / "s.yaml"
+    study.write_text("about: a\nnotebook: 01_norm_placement\ngrid: {norm_placement: [prenorm]}\n")
+    assert main([str(study)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "run norm_placement=prenorm,seed=0: norm_placement must be one of pre_norm" in said
+    study.write_text("about: a\nnotebook: 01_norm_placement\ngrid: {norm_placement: [pre_norm]}\n")
+    monkeypatch.setattr(joblib, "parallel_config", lambda *a, **k: (_ for _ in ()).throw(OSError("Timed out")))
+    assert main([str(study), "--dask", "tcp://nowhere:1"]) == 2
+    assert capsys.readouterr().err == "error: no Dask at tcp://nowhere:1: Timed out\n"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_live_table_shows_errors_as_they_are(folder):
+    study, run = load(folder / "mine.yaml"), folder / "runs" / run_name(1)
+    write_json(run / "failed.json", {"cell": 3, "error": "KeyError: [/b] [red]x", "parameters": {}})
+    console = Console(width=200, file=io.StringIO())
+    console.print(_render(states(study, "cpu", folder / "runs"), study, "cpu", console))
+    assert "cell 3: KeyError: [/b] [red]x" in console.file.getvalue()
+
+
 def test_a_killed_sweep_goes_on_and_a_second_one_runs_nothing_twice(folder):
     study, runs = load(folder / "slow.yaml"), folder / "runs" / "slow" / "cpu"
     command = [sys.executable, "-c", SWEEP, str(folder / "slow.yaml"), str(runs), "2"]
@@ -201,6 +225,8 @@ def test_progress_and_time_left_of_known_notebooks(tmp_path):
     assert states(study, "smoke", tmp_path)["progress"].to_list() == [0, 0, 0]
     (tmp_path / "seed=0" / "pre_norm-LayerNorm-seed0").mkdir(parents=True)
     (tmp_path / "seed=0" / "pre_norm-LayerNorm-seed0" / "metrics.jsonl").write_text('{"step": 2}\n{"step": 3}\n')
+    (tmp_path / "seed=2" / "pre_norm-LayerNorm-seed2").mkdir(parents=True)
+    (tmp_path / "seed=2" / "pre_norm-LayerNorm-seed2" / "metrics.jsonl").write_text('{"ste')
     write_json(tmp_path / "seed=1" / "sweep.json", {"notebook": "", "parameters": {}, "seconds": 40.0})
     table = states(study, "smoke", tmp_path)
     assert table["progress"].to_list() == [0.5, 1, 0] and table["seconds_left"].to_list()[2] == 40

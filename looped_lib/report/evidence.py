@@ -22,6 +22,8 @@ from looped_lib.ouro.cells import headlines
 from looped_lib.ouro.paper import TASKS
 from looped_lib.runs import RECORDED, find_root
 
+_Result = tuple[Path, dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -67,11 +69,12 @@ class Evidence:
     def __init__(self, root: str | Path | None = None):
         self.root = (find_root() / "runs" if root is None else Path(root)).resolve()
         self._runs: dict[ExperimentConfig, dict[int, Run]] = {}
-        found = list(_experiments(self.root))
+        self._results = list(_results(self.root))
+        found = list(_experiments(self._results, self.root))
         for run in sorted(found, key=lambda run: (RECORDED in Path(run.folder).parts, -max(run.accuracy))):
             self._runs.setdefault(_nameless(run.config), {}).setdefault(run.config.seed, run)
         self._tuned: dict[tuple[str, str], dict[int, Tuned]] = {}
-        for size, seed, folder, depths, accuracy in _finetunings(self.root):
+        for size, seed, folder, depths, accuracy in _finetunings(self._results, self.root):
             for name, values in accuracy.items():
                 tuned = Tuned(f"{folder}/{name}", dict(zip(depths, values, strict=True)))
                 self._tuned.setdefault((size, name.rpartition("-seed")[0]), {}).setdefault(seed, tuned)
@@ -88,7 +91,7 @@ class Evidence:
         """Headline metrics of Ouro-1.4B on benchmarks, from notebook 06: model, task, depth, value, and the folder."""
         tables = [
             headlines(pd.DataFrame(result["table"])).assign(folder=path.parent.relative_to(self.root.parent).as_posix())
-            for path, result in _results(self.root)
+            for path, result in self._results
             if "table" in result and {row["task"] for row in result["table"]} & set(TASKS)
         ]
         columns = ["model", "task", "depth", "value", "folder"]
@@ -129,7 +132,7 @@ class Evidence:
 
     def dynamics(self) -> dict[str, Any] | None:
         """The result of notebook 04: what one loop does along a trajectory, and what becomes of the states; None if not run."""
-        return next((result for _, result in _results(self.root) if {"gains", "loops", "runs"} <= set(result)), None)
+        return next((result for _, result in self._results if {"gains", "loops", "runs"} <= set(result)), None)
 
     def __len__(self) -> int:
         return sum(map(len, self._runs.values()))
@@ -141,7 +144,7 @@ def _nameless(config: ExperimentConfig) -> ExperimentConfig:
     return replace(config, seed=0, data=replace(config.data, train_file=train, test_file=test))
 
 
-def _results(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _results(root: Path) -> Iterator[_Result]:
     """Every result.json, what was made here first."""
     paths = sorted(root.rglob("result.json"), key=lambda p: (RECORDED in p.relative_to(root).parts, p))
     for path in paths:
@@ -154,8 +157,8 @@ def _results(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield path, result
 
 
-def _experiments(root: Path) -> Iterator[Run]:
-    for path, result in _results(root):
+def _experiments(results: list[_Result], root: Path) -> Iterator[Run]:
+    for path, result in results:
         if not {"depths", "accuracy", "state_norm", "residual", "config", "seconds"} <= set(result):
             continue  # of a notebook, or of another kind of run
         try:
@@ -179,8 +182,8 @@ def _digits(path: Path) -> dict[int, dict[int, float]]:
     return {int(d): dict(zip(found["depths"], values, strict=True)) for d, values in found["accuracy"].items()}
 
 
-def _finetunings(root: Path) -> Iterator[tuple[str, int, str, list[int], dict[str, list[float]]]]:
-    for path, result in _results(root):
+def _finetunings(results: list[_Result], root: Path) -> Iterator[tuple[str, int, str, list[int], dict[str, list[float]]]]:
+    for path, result in results:
         if {"depths", "accuracy", "problems", "preset", "seed"} <= set(result):
             folder = path.parent.relative_to(root.parent).as_posix()
             yield result["preset"], result["seed"], folder, result["depths"], result["accuracy"]
