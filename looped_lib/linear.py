@@ -3,7 +3,9 @@
 On a CPU `F.linear` calls MKL in float32, and MKL does not use the AVX-512 units of processors of other makers: on a two-core
 EPYC it reached 215 GFLOP/s where oneDNN reached 490. PyTorch gives a float32 product to oneDNN when it is written as a
 convolution, so many rows go through one whose kernel is a single point. It is the same sum in the same precision, in another
-order, with every derivative a convolution has: VJP, JVP, double backward, vmap.
+order, with every derivative a convolution has: VJP, JVP, double backward, vmap. Without AVX-512 units there is nothing to gain,
+and the convolution's backward pass is slower than the products' (24 against 45 GFLOP/s on one core of an AVX2 EPYC): there
+`F.linear` it is.
 
 On one thread PyTorch gives such a convolution to oneDNN only if it has IMAGES or more images, so the rows are cut into as many.
 """
@@ -14,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 IMAGES = 16
+AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 FEW_ROWS = 128  # below, the call costs more than the product: measured for widths of 64 to 2048
 
 
@@ -22,7 +25,8 @@ class Linear(nn.Linear):
 
     def forward(self, x: Float[Tensor, "*rows n_in"]) -> Float[Tensor, "*rows n_out"]:
         by_convolution = (
-            x.device.type == "cpu"
+            AVX512
+            and x.device.type == "cpu"
             and x.dtype == torch.float32
             and x.numel() >= FEW_ROWS * self.in_features
             and torch.backends.mkldnn.is_available()

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from looped_lib import linear
 from looped_lib.linear import FEW_ROWS, Linear, pointwise_convolution
 
 X, W, B = (torch.randn(*shape, dtype=torch.float64) for shape in ((3, 5, 4), (6, 4), (6,)))
@@ -29,7 +30,9 @@ def test_the_dense_jacobian_by_vmap():
 
 @pytest.mark.parametrize("rows", [1, FEW_ROWS - 1, FEW_ROWS, 5 * FEW_ROWS])
 @pytest.mark.parametrize("contiguous", [True, False])
-def test_the_layer_on_either_side_of_the_threshold(rows, contiguous):
+@pytest.mark.parametrize("avx512", [True, False])
+def test_the_layer_on_either_side_of_the_threshold(monkeypatch, rows, contiguous, avx512):
+    monkeypatch.setattr(linear, "AVX512", avx512)
     layer = Linear(24, 40)
     x = torch.randn(rows, 1, 24) if contiguous else torch.randn(24, rows, 1).permute(1, 2, 0)
     y = layer(x)
