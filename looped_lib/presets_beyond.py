@@ -20,9 +20,10 @@ def beyond_study(
     initial_state: str = "embedding",
     backprop_loops: int = 0,
     per_sequence: bool = False,
+    digits: int = 0,
     seed: int = 0,
 ) -> Configs:
-    """One run: that of `recipe_study` if `recipe` is given, else of `input_study`."""
+    """One run: that of `recipe_study` if `recipe` is given, else of `input_study`. `digits` 0: as many as the size has."""
     settings = {
         "injection": injection,
         "initial_state": initial_state,
@@ -30,10 +31,10 @@ def beyond_study(
         "per_sequence": per_sequence,
     }
     if not recipe:
-        return input_study(preset, **settings, seed=seed)
+        return input_study(preset, **settings, digits=digits, seed=seed)
     if tuple(settings.values()) != ("none", "embedding", 0, False):
         raise ValueError(f"recipe and {', '.join(settings)} are two ways to ask: leave recipe empty or the others as they are")
-    return recipe_study(preset, recipe, seed)
+    return recipe_study(preset, recipe, digits, seed)
 
 
 def input_study(
@@ -42,12 +43,13 @@ def input_study(
     initial_state: str = "embedding",
     backprop_loops: int = 0,
     per_sequence: bool = False,
+    digits: int = 0,
     seed: int = 0,
 ) -> Configs:
     """Random loops (log-normal): does the input enter every loop, where do the loops begin, and what do gradients go through?"""
     one_of("injection", injection, get_args(InjectionKind))
     one_of("initial_state", initial_state, get_args(InitialState))
-    experiment = replace(base(preset, seed), loops=loops(preset))
+    experiment = replace(base(preset, seed, digits), loops=loops(preset))
     training = replace(experiment.training, backprop_loops=backprop_loops, per_sequence_loops=per_sequence)
     model = replace(experiment.model, injection=injection, initial_state=initial_state)
     parts = [
@@ -55,17 +57,19 @@ def input_study(
         "random_start" * (initial_state == "random"),
         f"backprop{backprop_loops}" * (backprop_loops > 0),
         "per_sequence" * per_sequence,
+        f"{digits}digits" * (digits > 0),
     ]
     return {"-".join(filter(None, [*parts, f"seed{seed}"])): replace(experiment, model=model, training=training)}
 
 
-def recipe_study(preset: str, recipe: str, seed: int = 0) -> Configs:
+def recipe_study(preset: str, recipe: str, digits: int = 0, seed: int = 0) -> Configs:
     """One candidate for the cheapest training that holds the accuracy at every depth (see `recipes`)."""
     one_of("recipe", recipe, RECIPES)
-    return {f"{recipe}-seed{seed}": recipes(preset, seed)[recipe]}
+    name = "-".join(filter(None, [recipe, f"{digits}digits" * (digits > 0), f"seed{seed}"]))
+    return {name: recipes(preset, seed, digits)[recipe]}
 
 
-def recipes(preset: str, seed: int = 0) -> Configs:
+def recipes(preset: str, seed: int = 0, digits: int = 0) -> Configs:
     """Candidates for the cheapest training that holds the accuracy at every depth, by their names in RECIPES.
 
     random            random loops; uniform on 2..5 in the small presets (runs/LOG.md tells how the numbers were chosen)
@@ -76,7 +80,7 @@ def recipes(preset: str, seed: int = 0) -> Configs:
     inject_penalty    random loops, the input added, the Jacobian penalty
     diagonal_noise    random loops (log-normal) from noise, the state decaying towards the input (see `injection`)
     """
-    experiment = base(preset, seed)
+    experiment = base(preset, seed, digits)
     random = replace(experiment, loops=loops(preset, "log_normal" if preset == "paper" else "uniform"))
     inject = replace(random, model=replace(random.model, injection="add"))
     carry = CarryConfig(share=0.5, max_loops=200, onset=_LEARNED[preset])
@@ -88,5 +92,5 @@ def recipes(preset: str, seed: int = 0) -> Configs:
         "inject": inject,
         "inject_carry": replace(inject, carry=carry),
         "inject_penalty": replace(inject, penalty=penalty),
-        "diagonal_noise": next(iter(input_study(preset, "diagonal", "random", seed=seed).values())),
+        "diagonal_noise": next(iter(input_study(preset, "diagonal", "random", digits=digits, seed=seed).values())),
     }

@@ -5,6 +5,8 @@ cpu     minutes on two cores: a real result  3 digits, width 64
 paper   the paper's sizes                    4 digits from data/, width 512, 10,000 steps of 512 problems
 """
 
+from dataclasses import replace
+
 from looped_lib.config import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig
 from looped_lib.runs import find_root
 from looped_lib.samplers import LogNormalLoops, LoopSampler, PoissonLoops, UniformLoops
@@ -13,9 +15,16 @@ Configs = dict[str, ExperimentConfig]
 PRESETS = ("smoke", "cpu", "paper")
 
 
-def base(preset: str, seed: int = 0) -> ExperimentConfig:
-    """The experiment all studies vary: sandwich_dual at a fixed depth of 4, in the sizes of `preset`."""
-    return {"smoke": _smoke, "cpu": _cpu, "paper": _paper}[one_of("preset", preset, PRESETS)](seed)
+def base(preset: str, seed: int = 0, digits: int = 0) -> ExperimentConfig:
+    """The experiment all studies vary: sandwich_dual at a fixed depth of 4, in the sizes of `preset`.
+
+    With another number of `digits` than the size's own its problems are generated, as many as before.
+    """
+    experiment = {"smoke": _smoke, "cpu": _cpu, "paper": _paper}[one_of("preset", preset, PRESETS)](seed)
+    data = experiment.data
+    if digits in (0, data.digits):
+        return experiment
+    return replace(experiment, data=replace(data, digits=digits, train_file="", test_file=""))
 
 
 def loops(preset: str, distribution: str = "log_normal") -> LoopSampler:

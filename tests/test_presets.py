@@ -75,6 +75,8 @@ def test_settings_beyond_the_paper():
     assert name == "diagonal-random_start-backprop2-seed1"
     assert replace(config, model=plain.model, training=plain.training) == plain
     assert (config.model.injection, config.model.initial_state, config.training.backprop_loops) == ("diagonal", "random", 2)
+    ((name, four),) = presets_beyond.beyond_study("cpu", digits=4, seed=1).items()
+    assert name == "none-4digits-seed1" and four == replace(plain, data=replace(plain.data, digits=4))
     ((name, config),) = presets_beyond.input_study("cpu", per_sequence=True).items()
     assert name == "none-per_sequence-seed0" and config.training.per_sequence_loops
 
@@ -88,8 +90,15 @@ def test_recipes_differ_in_what_they_say(preset):
         assert (config.model.injection == "add") == ("inject" in recipe)
         assert (config.carry.share > 0) == ("carry" in recipe)
         assert (config.penalty.weight > 0) == (recipe in ("stars_carry", "inject_penalty"))
+        ((name, four),) = presets_beyond.beyond_study(preset, recipe, digits=4, seed=2).items()
+        assert name == f"{recipe}-4digits-seed2" and four.data.digits == 4 and (four == config) == (preset == "paper")
     if preset != "paper":
         assert presets_beyond.recipe_study(preset, "stars_carry")["stars_carry-seed0"] == presets.tour(preset)["stars"]
+
+
+def test_another_number_of_digits_is_generated():
+    paper, six = presets.base("paper"), presets.base("paper", digits=6)
+    assert paper.data.train_file and six.data == replace(paper.data, digits=6, train_file="", test_file="")
 
 
 @pytest.mark.parametrize("notebook", presets.CONFIGS)

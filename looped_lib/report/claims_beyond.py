@@ -44,9 +44,9 @@ def random_loops(size: str) -> ExperimentConfig:
     return only(jacobian_study(size, "random"))
 
 
-def recipes(size: str) -> Configs:
-    """Candidates for the cheapest training that holds."""
-    return {name: only(recipe_study(size, name)) for name in RECIPES}
+def recipes(size: str, digits: int = 0) -> Configs:
+    """Candidates for the cheapest training that holds, on numbers of the size's digits or of so many."""
+    return {name: only(recipe_study(size, name, digits)) for name in RECIPES}
 
 
 def inputs(size: str) -> Configs:
@@ -104,8 +104,8 @@ def _difference(evidence: Evidence, size: str, pair: Callable[[str], Configs], b
     )
 
 
-def _recipe(evidence: Evidence, size: str, recipe: str) -> Finding | None:
-    configs = recipes(size)
+def _recipe(evidence: Evidence, size: str, recipe: str, digits: int = 0) -> Finding | None:
+    configs = recipes(size, digits)
     runs = {s: r for s, r in evidence.of(configs[recipe]).items() if max(r.accuracy) >= DEPTHS}
 
     def text(name: str, found: Sequence[Run]) -> str:
@@ -215,6 +215,17 @@ CLAIMS = (
             ("inject", "The input added at every loop suffices, without carried states."),
             ("inject_penalty", "So it does with the penalty."),
             ("diagonal_noise", "A state that decays towards the input, from noise, suffices: no carried states, no penalty."),
+        )
+    ),
+    *(
+        Claim(f"four_digits_{recipe}", "beyond", sentence, "", LOWEST, partial(_recipe, recipe=recipe, digits=4), sizes=("cpu",))
+        for recipe, sentence in (
+            (
+                "diagonal_noise",
+                "On four digits a state that decays towards the input, from noise, is right at 4 to 10,000 loops too.",
+            ),
+            ("inject_carry", "So are random loops and carried states with the input added at every loop."),
+            ("random", "Random loops alone are as good there."),
         )
     ),
     Claim("digits", "beyond", "More loops let a model add numbers with more digits than it was trained on.", "", LONGER, _longer),
