@@ -1,7 +1,7 @@
 """A claim, what was measured of it, and its verdict, as rows of a table and as claims.json.
 
-A claim names an experiment and a number per seed; it holds if that number passes its bar. Nothing is typed in: where the run
-folders do not hold the experiment, the row says "not run".
+A claim names an experiment, a number per seed, the bar that number has to pass and the rule over seeds (`verdicts`). Nothing is
+typed in: where the run folders do not hold the experiment, the row says "not run".
 """
 
 import math
@@ -12,13 +12,15 @@ from typing import Any
 import pandas as pd
 
 from looped_lib.report.evidence import Evidence, Run
+from looped_lib.report.verdicts import Rule, decide
 from looped_lib.seeds import interval
 
 NOT_RUN = "not run"
+UNDECIDED = "undecided"
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 CONFIRMED, NOT_CONFIRMED = "confirmed", "not confirmed"  # of questions that the paper does not ask
 _GREEN, _RED, _GREY = "#009E73", "#D55E00", "#777777"
-_COLOURS = {REPRODUCED: _GREEN, CONFIRMED: _GREEN, NOT_REPRODUCED: _RED, NOT_CONFIRMED: _RED, NOT_RUN: _GREY}
+_COLOURS = {REPRODUCED: _GREEN, CONFIRMED: _GREEN, NOT_REPRODUCED: _RED, NOT_CONFIRMED: _RED}
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Finding:
 
     values: Sequence[float]
     """The claim's number, one per seed."""
-    holds: bool
-    """Whether it passes."""
+    holds: bool | None
+    """Whether the claim holds; None where the runs do not decide it."""
     text: str
     """The numbers behind it, in words."""
     runs: Sequence[str]
@@ -59,7 +61,7 @@ def judge(claims: Iterable[Claim], evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]], links: str = "../../") -> pd.DataFrame:
-    """The rows for people. Runs are links, `links` being the way from the page to the project's folder."""
+    """The rows for people. Runs are links, `links` being the way from the page to the folder that holds runs/."""
     shown = []
     for row in rows:
         value = "" if row["value"] is None else f"{row['value']:.3g}"
@@ -72,9 +74,10 @@ def table(rows: Sequence[Mapping[str, Any]], links: str = "../../") -> pd.DataFr
     return pd.DataFrame(shown, columns=columns)
 
 
-def to_html(rows: Sequence[Mapping[str, Any]]) -> str:
+def to_html(rows: Sequence[Mapping[str, Any]], links: str = "../../") -> str:
     """`table` as HTML, verdicts in colour."""
-    styled = table(rows).style.hide(axis="index").map(lambda verdict: f"color: {_COLOURS[verdict]}", subset="verdict")
+    styled = table(rows, links).style.hide(axis="index")
+    styled = styled.map(lambda verdict: f"color: {_COLOURS.get(verdict, _GREY)}", subset="verdict")
     cells = [{"selector": "td, th", "props": "text-align: left; vertical-align: top; white-space: normal"}]
     return styled.set_table_styles(cells).to_html()
 
@@ -86,28 +89,24 @@ def shared(groups: Mapping[str, Mapping[int, Run]]) -> list[int]:
 
 def over_seeds(
     groups: Mapping[str, Mapping[int, Run]],
-    number: Callable[[dict[str, Run]], float],
+    number: Callable[[dict[str, Run]], float | None],
     passes: Callable[[float], bool],
     text: Callable[[str, Sequence[Run]], str],
+    rule: Rule = Rule.EACH,
     within: tuple[float, float] = (-math.inf, math.inf),
 ) -> Finding | None:
-    """The finding of `number`({group: run}) over the seeds that all groups share; it holds if the mean over seeds `passes`.
+    """The finding of `number`({group: run}) over the seeds that all groups share, None being no number.
 
     `text` says a group's runs in words. None if the groups share no seed.
     """
     seeds = shared(groups)
     if not seeds:
         return None
-    values = [number({name: runs[seed] for name, runs in groups.items()}) for seed in seeds]
+    numbers = [number({name: runs[seed] for name, runs in groups.items()}) for seed in seeds]
+    values = [value for value in numbers if value is not None]
     words = "; ".join(text(name, [runs[seed] for seed in seeds]) for name, runs in groups.items())
     folders = [runs[seed].folder for runs in groups.values() for seed in seeds]
-    return Finding(values, passes(sum(values) / len(values)), words, folders, within)
-
-
-def percent(values: Iterable[float]) -> str:
-    """The mean of shares, in per cent."""
-    values = list(values)
-    return f"{100 * sum(values) / len(values):.1f} %"
+    return Finding(values, decide(values, passes, rule), words, folders, within)
 
 
 def _row(claim: Claim, size: str, finding: Finding | None) -> dict[str, Any]:
@@ -115,13 +114,14 @@ def _row(claim: Claim, size: str, finding: Finding | None) -> dict[str, Any]:
     row |= {"number": claim.number, "size": size}
     if finding is None:
         return row | {"measured": NOT_RUN, "value": None, "interval": None, "seeds": 0, "verdict": NOT_RUN, "runs": []}
-    mean, low, high = interval(finding.values, finding.within)
-    words = (REPRODUCED, NOT_REPRODUCED) if claim.paper else (CONFIRMED, NOT_CONFIRMED)
+    yes, no = (REPRODUCED, NOT_REPRODUCED) if claim.paper else (CONFIRMED, NOT_CONFIRMED)
+    known = finding.values and all(map(math.isfinite, finding.values))  # JSON has no infinity; the words have it
+    mean, *bounds = interval(finding.values, finding.within) if known else [math.nan] * 3
     return row | {
         "measured": finding.text,
-        "value": mean,
-        "interval": None if math.isnan(low) else [low, high],
+        "value": mean if known else None,
+        "interval": bounds if all(map(math.isfinite, bounds)) else None,
         "seeds": len(finding.values),
-        "verdict": words[0] if finding.holds else words[1],
+        "verdict": UNDECIDED if finding.holds is None else yes if finding.holds else no,
         "runs": list(finding.runs),
     }

@@ -1,137 +1,166 @@
 """What the paper does not ask: which part of the recipe does the work, what is cheaper, and how deep it holds.
 
-All of them start from random loops (log-normal) as in section 4.2 and change one thing. "Mean" is the mean accuracy over the
-recorded depths from 4 to 100, "lowest" the lowest accuracy at any depth from 4 on.
+Most start from random loops (log-normal) as in section 4.2 and change one thing. "Mean" is the mean accuracy over the loop counts
+from 4 to 100, "lowest" the lowest accuracy at any loop count from 4 on. FLOPs are those of the whole training.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from math import log10
 
 from looped_lib.config import ExperimentConfig
-from looped_lib.presets import jacobian_study, penalty_study
-from looped_lib.presets_beyond import RECIPES, input_study, recipe_study
-from looped_lib.report.claims import Claim, Finding, over_seeds, percent
-from looped_lib.report.claims_addition import DEEPEST, TRAINED, only
+from looped_lib.presets import penalty_study
+from looped_lib.presets_beyond import input_study
+from looped_lib.report.claims import Claim, Finding, over_seeds, shared
 from looped_lib.report.evidence import Evidence, Run
-from looped_lib.report.flops import overhead, step_flops
+from looped_lib.report.experiments import (
+    CUTS,
+    RANDOM,
+    VJP,
+    estimators,
+    last,
+    only,
+    random_loops,
+    recipes,
+)
+from looped_lib.report.flops import overhead, training_flops
+from looped_lib.report.measures import DEEPEST, TRAINED, deep, named, percent, where_learned
+from looped_lib.report.verdicts import SEEDS, Rule
 from looped_lib.sizes import Configs
 
 DEPTHS = 10_000
 HOLDS = 0.995
-ESTIMATORS = {
-    "squared_fro, VJP": {},
-    "squared_fro, JVP": {"product": "jvp"},
-    "squared_fro, finite difference": {"product": "finite_difference"},
-    "spectral_norm, 1 iteration": {"quantity": "spectral_norm"},
-    "spectral_norm, 4 iterations": {"quantity": "spectral_norm", "iterations": 4},
-    "spectral_norm, persistent": {"quantity": "spectral_norm", "persistent": True},
-    "spectral_radius, 1 iteration": {"quantity": "spectral_radius"},
-    "spectral_radius, 4 iterations": {"quantity": "spectral_radius", "iterations": 4},
-    "spectral_radius, persistent": {"quantity": "spectral_radius", "persistent": True},
-    "public code": {"quantity": "public_code"},
-}
-
-
-def estimators(size: str) -> Configs:
-    """Random loops alone, and with each estimator of the penalty at w = 0.1."""
-    random = {"random loops": random_loops(size)}
-    return random | {name: only(penalty_study(size, **settings)) for name, settings in ESTIMATORS.items()}
-
-
-def random_loops(size: str) -> ExperimentConfig:
-    """What all of them start from."""
-    return only(jacobian_study(size, "random"))
-
-
-def recipes(size: str, digits: int = 0) -> Configs:
-    """Candidates for the cheapest training that holds, on numbers of the size's digits or of so many."""
-    return {name: only(recipe_study(size, name, digits)) for name in RECIPES}
-
-
-def inputs(size: str) -> Configs:
-    """Random loops with the input injected, from the embedding or from noise."""
-    kinds = {kind: only(input_study(size, kind)) for kind in ("none", "add", "concat", "diagonal")}
-    noise = {f"{kind}, from noise": only(input_study(size, kind, "random")) for kind in ("add", "concat", "diagonal")}
-    return kinds | noise
-
-
-def gradients(size: str) -> Configs:
-    """Random loops with gradients cut short, and with a depth for each sequence."""
-    cut = {f"last {k} loops": only(input_study(size, backprop_loops=k)) for k in (1, 2, 4)}
-    return {"all loops": random_loops(size), **cut, "a depth per sequence": only(input_study(size, per_sequence=True))}
+NEVER_MOVES = 2 * 1.2e-7  # relative change that float32 does not tell from none
+CHEAP = 1.1
 
 
 def settling(run: Run) -> float:
-    """-log10 of the relative change of the state in loop 100: how far it has come to rest, in decimal digits."""
-    return -log10(max(run.residual[DEEPEST] or 1e-12, 1e-12))
+    """-log10 of the relative change of the state in loop 100: how far it has come to rest, in decimal digits.
+
+    At most that of NEVER_MOVES; 0 for a state that overflowed.
+    """
+    residual = run.residual[DEEPEST]
+    return -log10(max(1.0 if residual is None else residual, NEVER_MOVES))
 
 
-def _estimator(evidence: Evidence, size: str) -> Finding | None:
-    """Digits of rest gained over random loops per tenth of FLOPs added: one VJP's less the best other's."""
-    configs = estimators(size)
-    extra = {name: overhead(config) for name, config in configs.items() if name != "random loops"}
+def cost(config: ExperimentConfig, size: str) -> float:
+    """FLOPs of the training over those of random loops alone."""
+    return training_flops(config) / training_flops(random_loops(size))
 
-    def per_flop(runs: dict[str, Run]) -> dict[str, float]:
-        return {name: (settling(runs[name]) - settling(runs["random loops"])) / (10 * extra[name]) for name in extra}
 
-    def number(runs: dict[str, Run]) -> float:
-        gains = per_flop(runs)
-        ours = gains.pop("squared_fro, VJP")
-        return ours - max(gains.values())
+def _some_estimator(evidence: Evidence, size: str) -> Finding | None:
+    """The gain in mean accuracy of the estimator that on average over seeds gains most."""
+    groups = deep(evidence, estimators(size))
+    extra = {name: overhead(config) for name, config in estimators(size).items() if groups[name]}
+
+    def gain(runs: Mapping[str, Run], name: str) -> float:
+        return runs[name].mean(TRAINED, DEEPEST) - runs[RANDOM].mean(TRAINED, DEEPEST)
+
+    best = _best(groups, gain, without=(RANDOM,))
 
     def text(name: str, runs: Sequence[Run]) -> str:
-        cost = f", {extra[name]:+.0%} FLOPs" if name in extra else ""
-        rest = sum(map(settling, runs)) / len(runs)
-        return f"{name}: {rest:.1f} digits{cost}, mean accuracy {percent(run.mean() for run in runs)}"
+        more = f", {extra[name]:+.0%} FLOPs" if extra[name] else ""
+        return f"{named(name, runs)}: mean {percent(run.mean() for run in runs)}{more}"
 
-    groups = {name: evidence.of(config) for name, config in configs.items()}
-    return over_seeds(groups, number, lambda x: x > 0, text)
+    return over_seeds(groups, where_learned(partial(gain, name=best)), lambda x: x > 0, text, Rule.DIFFERENCE, within=(-1, 1))
+
+
+def _cheapest_rest(evidence: Evidence, size: str) -> Finding | None:
+    """Digits of rest gained over random loops per tenth of FLOPs added: one VJP's less those of the best other."""
+    configs = estimators(size)
+    groups = deep(evidence, configs)
+    extra = {name: overhead(config) for name, config in configs.items() if groups[name]}
+
+    def per_flop(runs: Mapping[str, Run], name: str) -> float:
+        return (settling(runs[name]) - settling(runs[RANDOM])) / (10 * extra[name])
+
+    best = _best(groups, per_flop, without=(RANDOM, VJP))
+
+    def text(name: str, runs: Sequence[Run]) -> str:
+        rest = sum(map(settling, runs)) / len(runs)
+        return f"{named(name, runs)}: {rest:.1f} digits" + (f", {extra[name]:+.0%} FLOPs" if extra[name] else "")
+
+    def number(runs: dict[str, Run]) -> float:
+        return per_flop(runs, VJP) - per_flop(runs, best)
+
+    return over_seeds(groups, where_learned(number), lambda x: x > 0, text, Rule.DIFFERENCE)
+
+
+def _best(
+    groups: Mapping[str, Mapping[int, Run]], number: Callable[[Mapping[str, Run], str], float], without: Sequence[str]
+) -> str:
+    """The group with the greatest mean over the seeds that all have; any, if they have none."""
+    seeds = shared(groups)
+    by_seed = [{name: runs[seed] for name, runs in groups.items()} for seed in seeds]
+    return max((name for name in groups if name not in without), key=lambda name: sum(number(runs, name) for runs in by_seed))
 
 
 def _difference(evidence: Evidence, size: str, pair: Callable[[str], Configs], bar: float = 0.0) -> Finding | None:
     """Mean accuracy of the second of the pair less that of the first."""
-    groups = {name: evidence.of(config) for name, config in pair(size).items()}
+    configs = pair(size)
+    groups = deep(evidence, configs)
     first, second = groups
-    return over_seeds(
-        groups,
-        lambda runs: runs[second].mean(TRAINED, DEEPEST) - runs[first].mean(TRAINED, DEEPEST),
-        lambda x: x > bar,
-        lambda name, runs: (
-            f"{name}: mean {percent(r.mean(TRAINED, DEEPEST) for r in runs)}, lowest {percent(r.held() for r in runs)}"
-        ),
-        within=(-1, 1),
-    )
+    relative = cost(configs[second], size) / cost(configs[first], size) if shared(groups) else 1.0
+
+    def text(name: str, runs: Sequence[Run]) -> str:
+        flops = f", {relative:.2f} of the FLOPs" if name == second and abs(relative - 1) >= 0.005 else ""
+        return f"{named(name, runs)}: mean {percent(r.mean() for r in runs)}, lowest {percent(r.held() for r in runs)}{flops}"
+
+    number = where_learned(lambda runs: runs[second].mean(TRAINED, DEEPEST) - runs[first].mean(TRAINED, DEEPEST))
+    return over_seeds(groups, number, lambda x: x > bar, text, Rule.DIFFERENCE, within=(-1, 1))
 
 
 def _recipe(evidence: Evidence, size: str, recipe: str, digits: int = 0) -> Finding | None:
-    configs = recipes(size, digits)
-    runs = {s: r for s, r in evidence.of(configs[recipe]).items() if max(r.accuracy) >= DEPTHS}
+    config = recipes(size, digits)[recipe]
 
     def text(name: str, found: Sequence[Run]) -> str:
         lowest = ", ".join(f"{100 * run.held(TRAINED, DEPTHS):.1f}" for run in found)
-        cost = step_flops(configs[recipe]) / step_flops(configs["random"])
-        return f"{name}: lowest {lowest} % by seed; a step costs {cost:.2f} of the FLOPs of random loops"
+        relative = training_flops(config) / training_flops(replace(random_loops(size), data=config.data))
+        return f"{named(name, found)}: lowest {lowest} % by seed; {relative:.2f} of the FLOPs of random loops"
 
-    return over_seeds({recipe: runs}, lambda r: r[recipe].held(TRAINED, DEPTHS), lambda x: x >= HOLDS, text, within=(0, 1))
+    def number(runs: dict[str, Run]) -> float:
+        return runs[recipe].held(TRAINED, DEPTHS)
+
+    runs = {recipe: evidence.of(config, DEPTHS)}
+    return over_seeds(runs, number, lambda x: x >= HOLDS, text, Rule.ALWAYS, within=(0, 1))
+
+
+def _cheapest(evidence: Evidence, size: str) -> Finding | None:
+    """Cost of the cheapest recipe that holds with every one of at least three seeds."""
+    configs = recipes(size)
+    runs = {name: evidence.of(config, DEPTHS) for name, config in configs.items()}
+    judged = {name: list(found.values()) for name, found in runs.items() if len(found) >= SEEDS}
+    if not judged:
+        return None
+    holding = {n: cost(configs[n], size) for n, found in judged.items() if min(r.held(TRAINED, DEPTHS) for r in found) >= HOLDS}
+    text = "; ".join(f"{name} {relative:.2f}" for name, relative in sorted(holding.items(), key=lambda item: item[1]))
+    folders = [run.folder for found in judged.values() for run in found]
+    tried = f" (of {len(judged)} recipes with three seeds)"
+    if not holding:
+        return Finding([], False, "none holds" + tried, folders)
+    name = min(holding, key=holding.get)
+    return Finding([holding[name]] * len(judged[name]), holding[name] < CHEAP, text + tried, folders)
 
 
 def _longer(evidence: Evidence, size: str) -> Finding | None:
-    """The best accuracy at any loop count on operands with one digit more than in training."""
-    config = recipes(size)["stars_carry"]
-    runs = {seed: run for seed, run in evidence.of(config).items() if config.data.digits + 1 in run.digits}
+    """The best accuracy of any recipe at any loop count on operands with one digit more than in training."""
+    configs = recipes(size)
+    longer = next(iter(configs.values())).data.digits + 1
+    found = {n: {s: r for s, r in evidence.of(config).items() if longer in r.digits} for n, config in configs.items()}
+    groups = {name: runs for name, runs in found.items() if runs}
 
     def best(run: Run, digits: int) -> float:
         return max(run.digits[digits].values())
 
-    def text(name: str, found: Sequence[Run]) -> str:
-        parts = [f"{percent(best(run, d) for run in found)} of {d} digits" for d in found[0].digits]
-        return f"{name}, at its best loop count: {', '.join(parts)}"
+    def text(name: str, runs: Sequence[Run]) -> str:
+        parts = [f"{percent(best(run, d) for run in runs)} of {d} digits" for d in runs[0].digits]
+        return f"{named(name, runs)}, at its best loop count: {', '.join(parts)}"
 
     def number(runs: dict[str, Run]) -> float:
-        return best(runs["stars_carry"], config.data.digits + 1)
+        return max(best(run, longer) for run in runs.values())
 
-    return over_seeds({"stars_carry": runs}, number, lambda x: x > 0.5, text, within=(0, 1))
+    return over_seeds(groups, number, lambda x: x > 0.5, text, within=(0, 1))
 
 
 def _against_random(name: str, make: Callable[[str], ExperimentConfig]) -> Callable[[str], Configs]:
@@ -139,7 +168,7 @@ def _against_random(name: str, make: Callable[[str], ExperimentConfig]) -> Calla
 
 
 def _ask(key: str, sentence: str, name: str, make: Callable[[str], ExperimentConfig], bar: float = 0.0) -> Claim:
-    number = f"mean accuracy at 4 to 100 loops less that of random loops alone; confirmed above {bar:g}"
+    number = f"mean accuracy at 4 to 100 loops less that of random loops alone; confirmed if its interval is above {bar:g}"
     return Claim(key, "beyond", sentence, "", number, partial(_difference, pair=_against_random(name, make), bar=bar))
 
 
@@ -147,12 +176,16 @@ def _injected(kind: str) -> Callable[[str], ExperimentConfig]:
     return lambda size: only(input_study(size, kind))
 
 
+def _cut(loops: int) -> Callable[[str], ExperimentConfig]:
+    return lambda size: only(input_study(size, backprop_loops=loops))
+
+
 def _from_noise(kind: str) -> Callable[[str], Configs]:
     return lambda size: {f"{kind}, {start}": only(input_study(size, kind, start)) for start in ("embedding", "random")}
 
 
-LONGER = "best accuracy at any of 0 to 100 loops on operands of one digit more than in training; solves above 0.5"
-LOWEST = "lowest accuracy at 4 to 10,000 loops; holds from 0.995 on"
+LONGER = "best accuracy of any recipe at any of 0 to 100 loops on operands of one digit more than in training; solves above 0.5"
+LOWEST = "lowest accuracy at 4 to 10,000 loops; holds from 0.995 on with each of three seeds"
 CLAIMS = (
     _ask(
         "penalty_adds",
@@ -169,10 +202,18 @@ CLAIMS = (
     Claim(
         "estimator",
         "beyond",
-        "Of the estimators, the squared Frobenius norm by one VJP buys most stability per FLOP.",
+        "Some estimator of the penalty (w = 0.1) keeps more accuracy at untrained depths than random loops alone.",
         "",
-        "digits of rest at 100 loops gained per 10 % of FLOPs, less the best other's; confirmed above 0",
-        _estimator,
+        "gain in mean accuracy at 4 to 100 loops of the estimator that gains most; confirmed if its interval is above 0",
+        _some_estimator,
+    ),
+    Claim(
+        "estimator_rest",
+        "beyond",
+        "Of the estimators, the squared Frobenius norm by one VJP brings the state to rest, right or wrong, for fewest FLOPs.",
+        "",
+        "digits of rest at 100 loops gained per 10 % of FLOPs, less the best other's; confirmed if its interval is above 0",
+        _cheapest_rest,
     ),
     _ask(
         "per_sequence",
@@ -180,12 +221,17 @@ CLAIMS = (
         "a depth per sequence",
         lambda size: only(input_study(size, per_sequence=True)),
     ),
-    _ask(
-        "truncation",
-        "Gradients through the last two loops alone are as good as through all.",
-        "last two loops",
-        lambda size: only(input_study(size, backprop_loops=2)),
-        bar=-0.02,
+    *(
+        _ask(f"truncation_{k}", sentence, last(k), _cut(k), bar=-0.02)
+        for k, sentence in zip(
+            CUTS,
+            (
+                "Gradients through the last loop alone are as good as through all.",
+                "So are gradients through the last two loops.",
+                "So are gradients through the last four.",
+            ),
+            strict=True,
+        )
     ),
     *(
         _ask(f"inject_{kind}", sentence, f"injection {kind}", _injected(kind))
@@ -201,7 +247,7 @@ CLAIMS = (
             "beyond",
             f"With injection ({kind}), loops that begin at noise hold better than loops that begin at the embedding.",
             "",
-            "mean accuracy at 4 to 100 loops from noise less that from the embedding; confirmed above 0",
+            "mean accuracy at 4 to 100 loops from noise less that from the embedding; confirmed if its interval is above 0",
             partial(_difference, pair=_from_noise(kind)),
         )
         for kind in ("add", "concat", "diagonal")
@@ -214,8 +260,17 @@ CLAIMS = (
             ("inject_carry", "So do random loops and carried states with the input added at every loop."),
             ("inject", "The input added at every loop suffices, without carried states."),
             ("inject_penalty", "So it does with the penalty."),
+            ("random", "Random loops suffice."),
             ("diagonal_noise", "A state that decays towards the input, from noise, suffices: no carried states, no penalty."),
         )
+    ),
+    Claim(
+        "cheapest_recipe",
+        "beyond",
+        "One of them holds for less than a tenth more FLOPs than random loops alone.",
+        "",
+        "FLOPs of the cheapest recipe that holds with each of three seeds, over those of random loops; confirmed below 1.1",
+        _cheapest,
     ),
     *(
         Claim(f"four_digits_{recipe}", "beyond", sentence, "", LOWEST, partial(_recipe, recipe=recipe, digits=4), sizes=("cpu",))

@@ -1,8 +1,8 @@
 """What the run folders hold: every finished run, found by its config and nothing else.
 
 A claim asks for the runs of an experiment (`of`), and gets those of all seeds, wherever under runs/ they lie and whatever their
-folders are called. Of two runs of one config and seed the one that was made here counts, not the recorded one; of two such the
-one that was measured deeper.
+folders are called. Of two runs of one config and seed the one that was measured deeper counts; of two such the one that was made
+here, not the recorded one. What cannot be read is left out, with a warning.
 """
 
 import math
@@ -71,31 +71,39 @@ class Evidence:
         self._runs: dict[ExperimentConfig, dict[int, Run]] = {}
         self._results = list(_results(self.root))
         found = list(_experiments(self._results, self.root))
-        for run in sorted(found, key=lambda run: (RECORDED in Path(run.folder).parts, -max(run.accuracy))):
+        for run in sorted(found, key=lambda run: (-max(run.accuracy), RECORDED in Path(run.folder).parts)):
             self._runs.setdefault(_nameless(run.config), {}).setdefault(run.config.seed, run)
         self._tuned: dict[tuple[str, str], dict[int, Tuned]] = {}
-        for size, seed, folder, depths, accuracy in _finetunings(self._results, self.root):
-            for name, values in accuracy.items():
-                tuned = Tuned(f"{folder}/{name}", dict(zip(depths, values, strict=True)))
-                self._tuned.setdefault((size, name.rpartition("-seed")[0]), {}).setdefault(seed, tuned)
+        for size, mode, seed, tuned in _finetunings(self._results, self.root):
+            self._tuned.setdefault((size, mode), {}).setdefault(seed, tuned)
 
-    def of(self, config: ExperimentConfig) -> dict[int, Run]:
-        """{seed: run} of the experiment, its seed aside."""
-        return dict(sorted(self._runs.get(_nameless(config), {}).items()))
+    def of(self, config: ExperimentConfig, deepest: int = 0) -> dict[int, Run]:
+        """{seed: run} of the experiment, its seed aside, of the runs that were measured at least to `deepest`."""
+        runs = self._runs.get(_nameless(config), {})
+        return {seed: run for seed, run in sorted(runs.items()) if max(run.accuracy) >= deepest}
 
     def tuned(self, size: str, mode: str) -> dict[int, Tuned]:
         """{seed: fine-tuned Ouro} of notebook 05 in a size and mode (base, sft, random, jsrr, stars)."""
         return dict(sorted(self._tuned.get((size, mode), {}).items()))
 
     def benchmarks(self) -> pd.DataFrame:
-        """Headline metrics of Ouro-1.4B on benchmarks, from notebook 06: model, task, depth, value, and the folder."""
-        tables = [
-            headlines(pd.DataFrame(result["table"])).assign(folder=path.parent.relative_to(self.root.parent).as_posix())
-            for path, result in self._results
-            if "table" in result and {row["task"] for row in result["table"]} & set(TASKS)
-        ]
+        """Headline metrics of Ouro-1.4B on whole benchmarks: model, task, depth, value, folder.
+
+        From notebook 06 in size paper without a limit on the problems; of two measurements of a cell the one that was made here.
+        """
         columns = ["model", "task", "depth", "value", "folder"]
-        return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+        tables = [pd.DataFrame(columns=columns)]
+        for path, result in self._results:
+            if result.get("preset") != "paper" or "table" not in result or result.get("config", {}).get("limit"):
+                continue
+            try:
+                table = headlines(pd.DataFrame(result["table"]))
+                table = table.assign(folder=path.parent.relative_to(self.root.parent).as_posix())[columns]
+            except (ValueError, TypeError, KeyError) as e:
+                warnings.warn(f"left out {path}: {e!r}", stacklevel=2)
+                continue
+            tables.append(table[table["task"].isin(TASKS)])
+        return pd.concat(tables, ignore_index=True).drop_duplicates(["model", "task", "depth"]).astype({"value": float})
 
     def curves(self, groups: dict[str, ExperimentConfig], deepest: int = 100) -> pd.DataFrame:
         """group, seed, depth, accuracy, state_norm, residual: a row per run and recorded depth, of the groups that have runs."""
@@ -130,9 +138,10 @@ class Evidence:
         ]
         return pd.DataFrame(rows, columns=["group", "seed", "depth", "accuracy"])
 
-    def dynamics(self) -> dict[str, Any] | None:
-        """The result of notebook 04: what one loop does along a trajectory, and what becomes of the states; None if not run."""
-        return next((result for _, result in self._results if {"gains", "loops", "runs"} <= set(result)), None)
+    def dynamics(self, size: str) -> dict[str, Any] | None:
+        """The result of notebook 04 in a size (what one loop does along a trajectory, and more); None if not run."""
+        found = (result for _, result in self._results if {"gains", "loops", "runs"} <= set(result))
+        return next((result for result in found if result.get("preset") == size), None)
 
     def __len__(self) -> int:
         return sum(map(len, self._runs.values()))
@@ -171,8 +180,8 @@ def _experiments(results: list[_Result], root: Path) -> Iterator[Run]:
             seconds = sum(result["seconds"].values())
             digits = _digits(path.with_name(DIGITS))
             yield Run(folder, config, accuracy, norm, residual, seconds, result.get("lowest", {}), digits)
-        except (ValueError, TypeError, AttributeError) as e:
-            warnings.warn(f"left out {path}: {e}", stacklevel=2)
+        except (ValueError, TypeError, AttributeError, KeyError) as e:
+            warnings.warn(f"left out {path}: {e!r}", stacklevel=2)
 
 
 def _digits(path: Path) -> dict[int, dict[int, float]]:
@@ -182,8 +191,15 @@ def _digits(path: Path) -> dict[int, dict[int, float]]:
     return {int(d): dict(zip(found["depths"], values, strict=True)) for d, values in found["accuracy"].items()}
 
 
-def _finetunings(results: list[_Result], root: Path) -> Iterator[tuple[str, int, str, list[int], dict[str, list[float]]]]:
+def _finetunings(results: list[_Result], root: Path) -> Iterator[tuple[str, str, int, Tuned]]:
+    """Size, mode, seed and accuracies of the fine-tuned small Ouros."""
     for path, result in results:
-        if {"depths", "accuracy", "problems", "preset", "seed"} <= set(result):
-            folder = path.parent.relative_to(root.parent).as_posix()
-            yield result["preset"], result["seed"], folder, result["depths"], result["accuracy"]
+        if not {"depths", "accuracy", "problems", "preset", "seed"} <= set(result):
+            continue
+        try:
+            for name, values in result["accuracy"].items():
+                folder = f"{path.parent.relative_to(root.parent).as_posix()}/{name}"
+                tuned = Tuned(folder, dict(zip(result["depths"], values, strict=True)))
+                yield result["preset"], name.rpartition("-seed")[0], result["seed"], tuned
+        except (ValueError, TypeError, AttributeError) as e:
+            warnings.warn(f"left out {path}: {e!r}", stacklevel=2)

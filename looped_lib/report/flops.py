@@ -1,4 +1,8 @@
-"""What a penalty costs: FLOPs of one optimiser step with it over those without, counted operator by operator."""
+"""What a training costs: FLOPs of its matrix products and convolutions (a multiply-add is two), counted operator by operator.
+
+They are those that PyTorch executes, which for a JVP includes products with the zero tangent of each weight. Attention is counted
+as its two products.
+"""
 
 import tempfile
 from dataclasses import replace
@@ -6,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -17,29 +23,50 @@ ROWS = 16  # of the counted batch; all terms of a step are proportional to it
 
 
 def overhead(config: ExperimentConfig) -> float:
-    """(FLOPs with the penalty - FLOPs without) / FLOPs without, on average over loop counts, once the penalty has begun."""
-    return step_flops(config) / step_flops(replace(config, penalty=PenaltyConfig())) - 1
+    """(FLOPs with the penalty - FLOPs without) / FLOPs without, of a step at the mean loop count, once the penalty has begun."""
+    return step_flops(config, config.loops.mean()) / step_flops(_without_penalty(config), config.loops.mean()) - 1
 
 
-def step_flops(config: ExperimentConfig) -> float:
-    """FLOPs (matrix products and convolutions; a multiply-add is two) of a step of ROWS sequences, on average over loop counts.
+def training_flops(config: ExperimentConfig) -> float:
+    """FLOPs of the whole training: every step at the loop count it draws, the penalty from its onset on.
 
-    Every loop costs the same, so that FLOPs are affine in the loop count and two counts give their mean.
+    With one loop count per sequence all run to the largest of the batch.
     """
-    one, two = _counted(replace(config, loops=FixedLoops(1))), _counted(replace(config, loops=FixedLoops(2)))
-    return one + (two - one) * (config.loops.mean() - 1)
+    t = config.training
+    size = t.batch_size if t.per_sequence_loops else None
+    deepest = np.array([np.max(config.loops.sample(config.seed, step, size)) for step in range(t.steps)])
+    on = np.arange(t.steps) >= config.penalty.onset
+    parts = ((config, deepest[on]), (_without_penalty(config), deepest[~on]))
+    return sum(step_flops(c, n) * np.sum(steps == n) for c, steps in parts for n in np.unique(steps)) * t.batch_size / ROWS
+
+
+def step_flops(config: ExperimentConfig, loops: float) -> float:
+    """FLOPs of a step of ROWS sequences, with the penalty.
+
+    Every loop costs the same, less where it is outside the gradient: two straight lines, which three counts give.
+    """
+    truncated = config.training.backprop_loops
+    full = replace(config, training=replace(config.training, backprop_loops=0))
+    one, two = _counted(full, 1), _counted(full, 2)
+    within = min(loops, truncated or loops)
+    flops = one + (two - one) * (within - 1)
+    return flops + (loops - within) * (_counted(config, truncated + 1) - flops) if loops > within else flops
+
+
+def _without_penalty(config: ExperimentConfig) -> ExperimentConfig:
+    return replace(config, penalty=PenaltyConfig())
 
 
 @cache
-def _counted(config: ExperimentConfig) -> int:
-    training = replace(config.training, batch_size=ROWS, accumulation=1)
+def _counted(config: ExperimentConfig, loops: int) -> int:
     small = replace(
         config,
+        loops=FixedLoops(loops),
         penalty=replace(config.penalty, onset=0),
-        training=training,
+        training=replace(config.training, batch_size=ROWS, accumulation=1, per_sequence_loops=False),
         data=replace(config.data, n_train=ROWS, train_file="", test_file=""),
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, sdpa_kernel(SDPBackend.MATH):
         trainer = Trainer(small, Path(folder), progress=False)
         trainer.model.train()
         with _Count() as counted:

@@ -6,9 +6,9 @@ import plotly.graph_objects as go
 from looped_lib.plots.bands import accuracy_bands, loss_bands, residual_bands, state_norm_bands
 from looped_lib.plots.loop_counts import loop_counts
 from looped_lib.presets import norm_study
-from looped_lib.report.claims_addition import TYPES, distributions, only, placements
-from looped_lib.report.claims_beyond import DEPTHS, estimators, gradients, inputs, recipes
+from looped_lib.report.claims_beyond import DEPTHS
 from looped_lib.report.evidence import Evidence
+from looped_lib.report.experiments import TYPES, distributions, estimators, gradients, inputs, only, placements, recipes
 from looped_lib.report.figures import beside_paper, gains
 from looped_lib.sizes import Configs
 
@@ -40,8 +40,8 @@ def pictures(evidence: Evidence, size: str) -> dict[str, go.Figure]:
         "penalty_accuracy": accuracy_bands(curves(penalties), "Jacobian penalties (w = 0.1): accuracy"),
         "penalty_residual": residual_bands(curves(penalties), "Jacobian penalties (w = 0.1): does the state settle?"),
         "penalty_loss": loss_bands(losses(penalties), "Jacobian penalties (w = 0.1): training"),
-        "radius": gains(evidence.dynamics()),
-        "ouro_tiny": accuracy_bands(evidence.tuned_curves("cpu", MODES), "Tiny Ouro on word problems: accuracy"),
+        "radius": gains(evidence.dynamics(size)),
+        "ouro_tiny": accuracy_bands(evidence.tuned_curves(size, MODES), "Tiny Ouro on word problems: accuracy"),
         "ouro_benchmarks": beside_paper(evidence.benchmarks()),
         "input_accuracy": accuracy_bands(curves(inputs(size)), "Random loops with the input injected: accuracy"),
         "gradient_accuracy": accuracy_bands(curves(gradients(size)), "Random loops, gradients cut short: accuracy"),
