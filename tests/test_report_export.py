@@ -12,6 +12,7 @@ from PIL import Image
 
 from looped_lib import plots
 from looped_lib.notebooks import export_html
+from looped_lib.report import export
 from looped_lib.report.browser import NoBrowser, find_browser
 from looped_lib.report.export import HEIGHT, WIDTH, save_figures, save_pdf
 
@@ -58,12 +59,12 @@ def test_without_a_browser_one_sentence_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.delenv("BROWSER_PATH", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "page.html").write_text("<html><head></head></html>")
-    for export in (
+    for write in (
         lambda: save_figures({"accuracy": FIGURE}, tmp_path / "figures"),
         lambda: save_pdf(tmp_path / "page.html", tmp_path / "page.pdf"),
     ):
         with pytest.raises(NoBrowser, match="need Chrome or Chromium, but none of chromium, .* install one, or set BROWSER_PATH"):
-            export()
+            write()
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
@@ -89,3 +90,12 @@ def test_a_browser_that_does_not_start_is_none(tmp_path, monkeypatch):
     with pytest.raises(NoBrowser, match="exit status 3.*no display"):
         save_pdf(tmp_path / "page.html", tmp_path / "page.pdf")
     assert {path.name for path in tmp_path.iterdir()} == {"browser", "page.html"}
+
+
+@needs_browser
+def test_a_browser_that_hangs_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_PATIENCE", 0.01)
+    (tmp_path / "page.html").write_text("<html><head></head><body>late</body></html>")
+    with pytest.raises(NoBrowser, match="did not print the page within"):
+        save_pdf(tmp_path / "page.html", tmp_path / "page.pdf")
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]

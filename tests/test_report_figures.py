@@ -116,7 +116,7 @@ def test_gains_have_a_panel_each():
     figure = gains({"loops": [1, 2], "gains": {"fixed": gain, "stars": gain}}, "Gains")
     assert [(t.name, t.xaxis) for t in figure.data] == [(run, x) for run in ("fixed", "stars") for x in ("x", "x2", "x3")]
     assert [list(t.y) for t in figure.data[:3]] == list(gain.values()) and figure.layout.title.text == "Gains"
-    assert says_not_run(gains(None))
+    assert says_not_run(gains(None, "Gains"))
 
 
 def test_ours_stand_beside_the_papers_averages():

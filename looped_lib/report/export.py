@@ -68,7 +68,10 @@ def save_pdf(html: str | Path, pdf: str | Path) -> None:
             own = [f"--user-data-dir={profile}", f"--window-size={_SCREEN},1200", f"--virtual-time-budget={_DRAWING}"]
             what = ["--no-pdf-header-footer", "--generate-pdf-document-outline", f"--print-to-pdf={partial.resolve()}"]
             command = [browser, "--headless", *FLAGS, *own, *what, page.as_uri()]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
+            except subprocess.TimeoutExpired:
+                raise NoBrowser(f"{browser} did not print the page within {_PATIENCE} s") from None
             if not partial.exists():
                 raise NoBrowser(f"{browser} printed nothing (exit status {done.returncode}): {done.stderr.strip()[-500:]}")
     finally:

@@ -13,7 +13,7 @@ from looped_lib.plots.style import figure, lines, not_run
 _KINDS = ("base", "sft", "stars")  # of the paper's table
 
 
-def gains(result: Mapping[str, Any] | None, title: str = "What one loop does to a small difference") -> go.Figure:
+def gains(result: Mapping[str, Any] | None, title: str) -> go.Figure:
     """Spectral radius, sigma_max and rms singular value of J by loop; `result` is the result.json of notebook 04."""
     if not result:
         return not_run(title)

@@ -10,7 +10,8 @@ from looped_lib.report.claims_beyond import DEPTHS
 from looped_lib.report.evidence import Evidence
 from looped_lib.report.experiments import TYPES, distributions, estimators, gradients, inputs, only, placements, recipes
 from looped_lib.report.figures import beside_paper, gains
-from looped_lib.sizes import Configs
+from looped_lib.report.measures import DEEPEST
+from looped_lib.sizes import Configs, base
 
 MODES = ("base", "sft", "random", "jsrr", "stars")
 BLOCKS = {
@@ -40,17 +41,20 @@ def pictures(evidence: Evidence, size: str) -> dict[str, go.Figure]:
         "penalty_accuracy": accuracy_bands(curves(penalties), "Jacobian penalties (w = 0.1): accuracy"),
         "penalty_residual": residual_bands(curves(penalties), "Jacobian penalties (w = 0.1): does the state settle?"),
         "penalty_loss": loss_bands(losses(penalties), "Jacobian penalties (w = 0.1): training"),
-        "radius": gains(evidence.dynamics(size)),
+        "radius": gains(evidence.dynamics(size), "What one loop does to a small difference, in the models of the tour"),
         "ouro_tiny": accuracy_bands(evidence.tuned_curves(size, MODES), "Tiny Ouro on word problems: accuracy"),
         "ouro_benchmarks": beside_paper(evidence.benchmarks()),
         "input_accuracy": accuracy_bands(curves(inputs(size)), "Random loops with the input injected: accuracy"),
         "gradient_accuracy": accuracy_bands(curves(gradients(size)), "Random loops, gradients cut short: accuracy"),
-        "recipe_accuracy": accuracy_bands(curves(recipes(size), DEPTHS), "How deep does it hold? Recipes to 10,000 loops"),
+        "recipe_accuracy": accuracy_bands(
+            _panels(evidence, _digits(size), DEPTHS), "How deep does it hold? (to 10,000 loops)"
+        ),
     }
 
 
-def _panels(evidence: Evidence, panels: dict[str, Configs]) -> pd.DataFrame:
-    return pd.concat([evidence.curves(groups).assign(panel=name) for name, groups in panels.items()], ignore_index=True)
+def _panels(evidence: Evidence, panels: dict[str, Configs], deepest: int = DEEPEST) -> pd.DataFrame:
+    tables = [evidence.curves(groups, deepest).assign(panel=name) for name, groups in panels.items()]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _types(size: str) -> dict[str, Configs]:
@@ -63,6 +67,10 @@ def _types(size: str) -> dict[str, Configs]:
 
 def _deepnorms(size: str) -> Configs:
     return {f"alpha {alpha:g}": only(norm_study(size, "post_norm", "DeepNorm", alpha)) for alpha in (1.0, 3.0, 10.0, 30.0)}
+
+
+def _digits(size: str) -> dict[str, Configs]:
+    return {f"{digits} digits": recipes(size, digits) for digits in sorted({base(size).data.digits, 4})}
 
 
 def _blocks(size: str, l2: float = 0.0) -> dict[str, Configs]:
