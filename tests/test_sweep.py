@@ -16,7 +16,10 @@ from rich.console import Console
 
 from looped_lib import gpus
 from looped_lib import sweep as module
+from looped_lib.config import to_dict
 from looped_lib.files import held, read_json, write_json
+from looped_lib.notebooks import execute
+from looped_lib.presets import base
 from looped_lib.run_states import _render, seconds_left, states
 from looped_lib.runs import find_root
 from looped_lib.study import Study, load
@@ -231,3 +234,21 @@ def test_progress_and_time_left_of_known_notebooks(tmp_path):
     table = states(study, "smoke", tmp_path)
     assert table["progress"].to_list() == [0.5, 1, 0] and table["seconds_left"].to_list()[2] == 40
     assert seconds_left(table) == 80 and not held(tmp_path / "seed=0")
+
+
+def test_notebook_07_compares_what_is_finished_beside_what_failed(folder):
+    study, runs = load(folder / "mine.yaml"), folder / "runs"
+    parameters = study.runs("cpu")
+    write_json(runs / run_name(0) / "sweep.json", {"notebook": "work.ipynb", "parameters": parameters[run_name(0)], "seconds": 3.0})
+    one, config = runs / run_name(0) / "x-seed5", to_dict(base("smoke", 5))
+    curve = {"depths": [1, 4], **dict.fromkeys(("accuracy", "state_norm", "residual"), [0.5, 0.5])}
+    write_json(one / "config.json", config)
+    write_json(one / "result.json", {**curve, "seconds": {"train": 1.0}, "config": config})
+    (one / "metrics.jsonl").write_text('{"step": 1, "ce": 0.5}\n')
+    for a in (1, 2):
+        write_json(runs / run_name(a) / "failed.json", {"cell": 3, "error": "the reason"})
+    notebook = find_root() / "notebooks" / "07_sweep.ipynb"
+    executed = execute(notebook, folder / "out", {"study": str(folder / "mine.yaml"), "out": str(runs)})
+    result = read_json(runs / "result.json")
+    assert result["run_seconds"] == {run_name(0): 3.0} and set(result["failed"]) == {run_name(1), run_name(2)}
+    assert "Accuracy against loop count" in executed.read_text()
