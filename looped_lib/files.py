@@ -66,7 +66,7 @@ def holding(folder: str | Path, patience: float = 30.0) -> Iterator[None]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + patience
-    with open(folder / LOCK, "w") as file:
+    with open(folder / LOCK, "a") as file:  # who waits changes nothing
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,7 +18,7 @@ that names file, line and field, before anything runs.
 import itertools
 import runpy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -160,7 +160,7 @@ def load(study: str | Path) -> Study:
         found = runpy.run_path(str(path)).get("STUDY")
         if not isinstance(found, Study):
             raise StudyError(f"{path}: must end with STUDY = Study(...), STUDY is {found!r}")
-        return found.check()
+        return replace(found, file=str(path)).check()
     return _from_yaml(path).check()
 
 

@@ -9,10 +9,6 @@ for each core; or on a cluster that shares the folder, through joblib's backend 
 """
 
 import argparse
-import json
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,17 +19,20 @@ import pandas as pd
 from rich.console import Console
 
 from looped_lib import gpus
-from looped_lib.files import Busy, held, holding, read_json, write_json
+from looped_lib.files import Busy, holding, read_json
 from looped_lib.one_run import DONE, FAILED
 from looped_lib.presets import PRESETS
-from looped_lib.run_states import live_table, states
+from looped_lib.run_process import start, stop
+from looped_lib.run_states import live_table, states, summary
 from looped_lib.runs import find_root
 from looped_lib.study import Parameters, Study, StudyError, load, shipped
+
+SOME_FAILED = 3  # exit status; 1 is Python's own, of a sweep that broke
 
 
 def default_jobs() -> int:
     """Runs side by side: one for each GPU, or else for each core."""
-    return len(gpus.visible()) or len(os.sched_getaffinity(0))
+    return len(gpus.visible()) or joblib.cpu_count()
 
 
 def sweep(
@@ -51,29 +50,21 @@ def sweep(
     study.check_configs(size)
     for name, parameters in runs.items():
         _check_finished(study, folder / name, parameters)
-    left = [n for n in runs if not (folder / n / DONE).exists() and (retry or not (folder / n / FAILED).exists())]
-    jobs = jobs or default_jobs()
-    # On this machine threads are enough: each waits for a process of its own.
-    parallel = joblib.Parallel(n_jobs=jobs, prefer="threads", batch_size=1, pre_dispatch="all")
-    cores = max(1, len(os.sched_getaffinity(0)) // jobs)
     with holding(folder, patience=5):
-        parallel(joblib.delayed(start)(study.notebook, folder / name, runs[name], cores) for name in left)
-    return states(study, size, folder, seeds)
-
-
-def start(notebook: Path, folder: Path, parameters: Parameters, cores: int) -> None:
-    """One run in a new process, on `cores` cores; returns when it has ended, which its folder then tells how."""
-    command = [sys.executable, "-m", "looped_lib.one_run", str(notebook), str(folder), json.dumps(parameters)]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "sweep.log", "w") as log:
-        env = os.environ | {"OMP_NUM_THREADS": str(cores), "CUDA_VISIBLE_DEVICES": ",".join(gpus.visible())}
-        ended = subprocess.run(command, env=env, stdout=log, stderr=log).returncode
-    if ended and not held(folder):
-        with holding(folder):
-            if not (folder / DONE).exists():
-                how = f"signal {-ended} ({signal.Signals(-ended).name})" if ended < 0 else f"status {ended} (see sweep.log)"
-                failure = {"cell": None, "error": f"its process ended by {how}", "parameters": parameters}
-                write_json(folder / FAILED, failure)
+        left = [n for n in runs if not (folder / n / DONE).exists() and (retry or not (folder / n / FAILED).exists())]
+        jobs = max(1, min(jobs or default_jobs(), len(left)))
+        # On this machine threads are enough: each waits for a process of its own.
+        parallel = joblib.Parallel(n_jobs=jobs, prefer="threads", batch_size=1, pre_dispatch="all")
+        try:
+            refused = parallel(joblib.delayed(start)(study.notebook, folder / n, runs[n], retry, jobs) for n in left)
+        except KeyboardInterrupt:
+            stop()
+            raise
+    table = states(study, size, folder, seeds)
+    for name, why in zip(left, refused, strict=True):
+        if why:  # its folder may not even be there to tell
+            table.loc[name, ["state", "error"]] = "failed", why
+    return table
 
 
 def _cluster(address: str | None) -> AbstractContextManager:
@@ -98,7 +89,7 @@ def _check_finished(study: Study, folder: Path, parameters: Parameters) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a study under a live table; returns the exit status, 1 if a run failed."""
+    """Run a study under a live table; returns the exit status: 0 if all is done, SOME_FAILED, 2 if the study cannot be run."""
     parser = argparse.ArgumentParser(prog="python -m looped_lib.sweep", description="Run a study")
     parser.add_argument("study", help=f"a .yaml or .py file, or one of {', '.join(shipped())}")
     parser.add_argument("--size", default="cpu", choices=PRESETS)
@@ -121,11 +112,10 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
     console = Console()
-    counts = table["state"].value_counts()
-    console.print(", ".join(f"{counts.get(state, 0)} {state}" for state in ("done", "failed", "waiting", "running")))
+    console.print(summary(table))
     for row in table[table["state"] == "failed"].itertuples():
         console.print(f"  {row.Index}: {row.error}", markup=False)
-    return int("failed" in counts)
+    return SOME_FAILED if (table["state"] == "failed").any() else 0
 
 
 if __name__ == "__main__":

@@ -98,7 +98,10 @@ def test_a_value_that_the_configs_refuse_is_found_before_anything_runs(write):
 def test_a_study_may_be_python(write, tmp_path):
     text = "from pathlib import Path\nfrom looped_lib.runs import find_root\nfrom looped_lib.study import Study\nSTUDY = "
     study = 'Study(name="p", about="", notebook=find_root() / "notebooks" / "01_norm_placement.ipynb", seeds=(1,))\n'
-    assert list(load(write(text + study, "p.py")).runs("smoke")) == ["seed=1"]
+    found = load(write(text + study, "p.py"))
+    assert list(found.runs("smoke")) == ["seed=1"] and found.file == str(tmp_path / "p.py")
+    with pytest.raises(StudyError, match="r.py: seeds: must be a list of"):
+        load(write(text + study.replace("(1,)", "(-1,)"), "r.py"))
     with pytest.raises(StudyError, match="must end with STUDY = Study"):
         load(write(text + "3\n", "q.py"))
     with pytest.raises(StudyError, match="no study nroms: give a .yaml or .py file, or one of .*norms"):

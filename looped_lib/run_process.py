@@ -1,0 +1,64 @@
+"""A run as its sweep sees it: a process of its own, and what became of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import joblib
+
+from looped_lib import gpus
+from looped_lib.files import Busy, holding, write_json
+from looped_lib.one_run import DONE, FAILED, RUN_LOG
+from looped_lib.study import Parameters
+
+_running: set[subprocess.Popen] = set()  # of this process, until they end or `stop` ends them
+
+
+def start(notebook: Path, folder: Path, parameters: Parameters, retry: bool, jobs: int) -> str:
+    """One run in a new process, of `jobs` side by side; returns when it has ended, which its folder then tells how.
+
+    What is returned is why it could not even be started, or nothing. An interrupt of this process (Ctrl-C) does not reach it.
+    """
+    command = [sys.executable, "-m", "looped_lib.one_run", str(notebook), str(folder), json.dumps(parameters)]
+    command += ["--retry"] * retry
+    env = os.environ | {"OMP_NUM_THREADS": str(_cores(jobs)), "CUDA_VISIBLE_DEVICES": ",".join(gpus.visible())}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / RUN_LOG, "a") as log:  # where the process of a killed sweep may still write
+            process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+        _running.add(process)
+        ended = process.wait()
+        if process not in _running:
+            return ""  # stopped
+        _running.discard(process)
+        if ended:
+            _record_death(folder, ended)
+    except OSError as e:
+        return f"could not be started: {e}"
+    return ""
+
+
+def stop() -> None:
+    """End all runs that this process has started. They count as not run, not as failed."""
+    while _running:
+        process = _running.pop()
+        process.terminate()
+        process.wait()
+
+
+def _record_death(folder: Path, ended: int) -> None:
+    how = f"signal {-ended} ({signal.Signals(-ended).name})" if ended < 0 else f"status {ended} (see {RUN_LOG})"
+    try:
+        with holding(folder, patience=0):
+            if not (folder / DONE).exists():
+                write_json(folder / FAILED, {"cell": None, "error": f"its process ended by {how}"})
+    except Busy:
+        pass  # another process has taken the run over
+
+
+def _cores(jobs: int) -> int:
+    """Of this machine, for each of `jobs` runs side by side."""
+    return max(1, joblib.cpu_count() // jobs)
