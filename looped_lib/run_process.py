@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import joblib
@@ -18,7 +19,7 @@ _running: set[subprocess.Popen] = set()  # of this process, until they end or `s
 
 
 def start(notebook: Path, folder: Path, parameters: Parameters, retry: bool, jobs: int) -> str:
-    """One run in a new process, of `jobs` side by side; returns when it has ended, which its folder then tells how.
+    """One run in a new process, of `jobs` on this machine; returns when it has ended, which its folder then tells how.
 
     What is returned is why it could not even be started, or nothing. An interrupt of this process (Ctrl-C) does not reach it.
     """
@@ -51,14 +52,14 @@ def stop() -> None:
 
 def _record_death(folder: Path, ended: int) -> None:
     how = f"signal {-ended} ({signal.Signals(-ended).name})" if ended < 0 else f"status {ended} (see {RUN_LOG})"
-    try:
-        with holding(folder, patience=0):
-            if not (folder / DONE).exists():
-                write_json(folder / FAILED, {"cell": None, "error": f"its process ended by {how}"})
-    except Busy:
-        pass  # another process has taken the run over
+    with suppress(Busy), holding(folder, patience=0):  # Busy: another process has taken the run over
+        if not (folder / DONE).exists():
+            write_json(folder / FAILED, {"cell": None, "error": f"its process ended by {how}"})
 
 
 def _cores(jobs: int) -> int:
-    """Of this machine, for each of `jobs` runs side by side."""
+    """Of this machine, for each of `jobs` runs side by side: as many as it has threads, where this is a worker of Dask's."""
+    if "distributed" in sys.modules:
+        with suppress(ValueError):  # no worker
+            jobs = sys.modules["distributed"].get_worker().state.nthreads
     return max(1, joblib.cpu_count() // jobs)

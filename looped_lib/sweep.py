@@ -19,13 +19,14 @@ import pandas as pd
 from rich.console import Console
 
 from looped_lib import gpus
-from looped_lib.files import Busy, holding, read_json
+from looped_lib.files import Busy, holding
+from looped_lib.finished import check_finished
 from looped_lib.one_run import DONE, FAILED
 from looped_lib.presets import PRESETS
 from looped_lib.run_process import start, stop
 from looped_lib.run_states import live_table, states, summary
 from looped_lib.runs import find_root
-from looped_lib.study import Parameters, Study, StudyError, load, shipped
+from looped_lib.study import Study, StudyError, load, shipped
 
 SOME_FAILED = 3  # exit status; 1 is Python's own, of a sweep that broke
 
@@ -41,15 +42,16 @@ def sweep(
     """Run what is not finished of `study` in `folder`/<run>/ and return `run_states.states`. `jobs` 0: `default_jobs`.
 
     A run that failed before is run again with `retry` only. StudyError, before anything runs, on a run that its notebook would
-    refuse and on a finished run of other parameters in the same folder. Busy if another sweep is at work in `folder`.
+    refuse and on a finished run of other parameters or configs in the same folder. Busy if another sweep is at work in `folder`.
 
-    Under `joblib.parallel_config("dask")` the runs go to the cluster's workers, which must see `folder` and this library.
+    Under `joblib.parallel_config("dask")` the runs go to the cluster's workers, which must see `folder` and this library: one run
+    for each of their threads, whatever `jobs` says, and each on its share of the worker's cores.
     """
     folder = Path(folder).resolve()
+    study.check_configs(size, seeds)
     runs = study.runs(size, seeds)
-    study.check_configs(size)
     for name, parameters in runs.items():
-        _check_finished(study, folder / name, parameters)
+        check_finished(study, folder / name, parameters)
     with holding(folder, patience=5):
         left = [n for n in runs if not (folder / n / DONE).exists() and (retry or not (folder / n / FAILED).exists())]
         jobs = max(1, min(jobs or default_jobs(), len(left)))
@@ -75,19 +77,6 @@ def _cluster(address: str | None) -> AbstractContextManager:
         raise StudyError(f"no Dask at {address}: {e}") from None
 
 
-def _check_finished(study: Study, folder: Path, parameters: Parameters) -> None:
-    if not (folder / DONE).exists():
-        return
-    done = read_json(folder / DONE)
-    if done["notebook"] != study.notebook.name:
-        raise StudyError(f"{folder} is a finished run of {done['notebook']}, not of {study.notebook.name}: name the study anew")
-    if done["parameters"] != parameters:
-        theirs, mine = done["parameters"], parameters
-        differ = sorted(k for k in {**theirs, **mine} if theirs.get(k) != mine.get(k))
-        what = ", ".join(f"{k} {theirs.get(k)!r}, now {mine.get(k)!r}" for k in differ)
-        raise StudyError(f"{folder} was run with {what}: delete it, or name the study anew")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run a study under a live table; returns the exit status: 0 if all is done, SOME_FAILED, 2 if the study cannot be run."""
     parser = argparse.ArgumentParser(prog="python -m looped_lib.sweep", description="Run a study")
@@ -100,8 +89,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dask", metavar="ADDRESS", help="of a scheduler (tcp://host:8786) whose workers share this folder")
     args = parser.parse_args(argv)
     try:
+        if args.dask and args.jobs:
+            raise StudyError("--jobs is of this machine; with --dask the workers' threads say how many runs go side by side")
         study = load(args.study)
-        study.check_configs(args.size)  # before the table, which reads the configs
+        study.check_configs(args.size, args.seeds)  # before the table, which reads the configs
         folder = args.folder or find_root() / "runs" / study.name / args.size
         with _cluster(args.dask), live_table(study, args.size, folder, args.seeds):
             table = sweep(study, args.size, folder, args.jobs, args.retry, args.seeds)

@@ -139,6 +139,10 @@ def test_values_that_the_configs_refuse_are_one_line(tmp_path, capsys, monkeypat
     monkeypatch.setattr(joblib, "parallel_config", lambda *a, **k: (_ for _ in ()).throw(OSError("Timed out")))
     assert main([str(study), "--dask", "tcp://nowhere:1"]) == 2
     assert capsys.readouterr().err == "error: no Dask at tcp://nowhere:1: Timed out\n"
+    assert main([str(study), "--dask", "tcp://nowhere:1", "--jobs", "2"]) == 2
+    assert "error: --jobs is of this machine; with --dask" in capsys.readouterr().err
+    assert main([str(study), "--seeds", "-1"]) == 2
+    assert capsys.readouterr().err == "error: seeds must be a list of different whole numbers, 0 or more, got [-1]\n"
     assert not (tmp_path / "runs").exists()
 
 
@@ -274,6 +278,12 @@ def test_a_cluster_loses_a_worker_and_nothing_else(folder):
 
 def test_a_run_sees_one_gpu_that_no_other_sees(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,MIG-1/2,-1,5")
+    assert gpus.visible() == ["3", "MIG-1/2"]  # as CUDA reads it
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1/2")
+    with gpus.one_gpu() as mine:
+        assert mine == "MIG-1/2" and [str(os.getuid()) in path.name for path in tmp_path.iterdir()] == [True]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
     assert gpus.visible() == ["3", "7"] and module.default_jobs() == 2
     with gpus.one_gpu() as mine:
