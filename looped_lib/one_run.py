@@ -19,7 +19,7 @@ from looped_lib.notebooks import EXECUTED, execute
 
 STARTED = "started.json"  # when its newest attempt began, and the seconds of those before
 DONE, FAILED = "sweep.json", "failed.json"  # how a run ended
-RUN_LOG = "sweep.log"  # what its processes said
+LOG = "sweep.log"  # what the processes of a run said; and those of a sweep that a notebook started, in the study's folder
 
 
 def run(notebook: Path, folder: Path, parameters: dict[str, Any], retry: bool = False) -> None:

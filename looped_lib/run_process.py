@@ -12,7 +12,7 @@ import joblib
 
 from looped_lib import gpus
 from looped_lib.files import Busy, holding, write_json
-from looped_lib.one_run import DONE, FAILED, RUN_LOG
+from looped_lib.one_run import DONE, FAILED, LOG
 from looped_lib.study import Parameters
 
 _running: set[subprocess.Popen] = set()  # of this process, until they end or `stop` ends them
@@ -28,7 +28,7 @@ def start(notebook: Path, folder: Path, parameters: Parameters, retry: bool, job
     env = os.environ | {"OMP_NUM_THREADS": str(_cores(jobs)), "CUDA_VISIBLE_DEVICES": ",".join(gpus.visible())}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / RUN_LOG, "a") as log:  # where the process of a killed sweep may still write
+        with open(folder / LOG, "a") as log:  # where the process of a killed sweep may still write
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
         _running.add(process)
         ended = process.wait()
@@ -51,7 +51,7 @@ def stop() -> None:
 
 
 def _record_death(folder: Path, ended: int) -> None:
-    how = f"signal {-ended} ({signal.Signals(-ended).name})" if ended < 0 else f"status {ended} (see {RUN_LOG})"
+    how = f"signal {-ended} ({signal.Signals(-ended).name})" if ended < 0 else f"status {ended} (see {LOG})"
     with suppress(Busy), holding(folder, patience=0):  # Busy: another process has taken the run over
         if not (folder / DONE).exists():
             write_json(folder / FAILED, {"cell": None, "error": f"its process ended by {how}"})

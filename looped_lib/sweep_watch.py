@@ -11,11 +11,11 @@ from IPython.display import display
 from pandas.io.formats.style import Styler
 
 from looped_lib.files import held
+from looped_lib.one_run import LOG
 from looped_lib.run_states import clock, states, summary
 from looped_lib.study import Study
 from looped_lib.sweep import SOME_FAILED
 
-LOG = "sweep.log"  # in the folder of the study; each run has one of its own
 LOOK_EVERY = 2.0  # seconds
 _COLOURS = {"done": "#009E73", "running": "#0072B2", "failed": "#D55E00", "waiting": "#777777"}
 
