@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import joblib
@@ -15,7 +17,9 @@ from looped_lib.files import Busy, holding, write_json
 from looped_lib.one_run import DONE, FAILED, LOG
 from looped_lib.study import Parameters
 
-_running: set[subprocess.Popen] = set()  # of this process, until they end or `stop` ends them
+_starting = threading.Lock()
+_interrupted = threading.Event()
+_running: set[subprocess.Popen] = set()  # of this process
 
 
 def start(notebook: Path, folder: Path, parameters: Parameters, retry: bool, jobs: int) -> str:
@@ -28,31 +32,40 @@ def start(notebook: Path, folder: Path, parameters: Parameters, retry: bool, job
     env = os.environ | {"OMP_NUM_THREADS": str(_cores(jobs)), "CUDA_VISIBLE_DEVICES": ",".join(gpus.visible())}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / LOG, "a") as log:  # where the process of a killed sweep may still write
+        with open(folder / LOG, "a") as log, _starting:  # "a": the process of a killed sweep may still write there
+            if _interrupted.is_set():
+                return ""
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-        _running.add(process)
+            _running.add(process)
         ended = process.wait()
-        if process not in _running:
-            return ""  # stopped
         _running.discard(process)
-        if ended:
+        if ended and not _interrupted.is_set():
             _record_death(folder, ended)
     except OSError as e:
         return f"could not be started: {e}"
     return ""
 
 
-def stop() -> None:
-    """End all runs that this process has started. They count as not run, not as failed."""
-    while _running:
-        process = _running.pop()
-        process.terminate()
-        process.wait()
+@contextmanager
+def ending_with_this() -> Iterator[None]:
+    """If the block is interrupted, all runs that it has started end with it. They count as not run, not as failed."""
+    _interrupted.clear()
+    try:
+        yield
+    except KeyboardInterrupt:
+        with _starting:
+            _interrupted.set()
+        ending = list(_running)
+        for process in ending:
+            process.terminate()
+        for process in ending:
+            process.wait()
+        raise
 
 
 def _record_death(folder: Path, ended: int) -> None:
     how = f"signal {-ended} ({signal.Signals(-ended).name})" if ended < 0 else f"status {ended} (see {LOG})"
-    with suppress(Busy), holding(folder, patience=0):  # Busy: another process has taken the run over
+    with suppress(Busy), holding(folder, patience=2):  # Busy: another process has taken the run over
         if not (folder / DONE).exists():
             write_json(folder / FAILED, {"cell": None, "error": f"its process ended by {how}"})
 

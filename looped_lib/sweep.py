@@ -23,7 +23,7 @@ from looped_lib.files import Busy, holding
 from looped_lib.finished import check_finished
 from looped_lib.one_run import DONE, FAILED
 from looped_lib.presets import PRESETS
-from looped_lib.run_process import start, stop
+from looped_lib.run_process import ending_with_this, start
 from looped_lib.run_states import live_table, states, summary
 from looped_lib.runs import find_root
 from looped_lib.study import Study, StudyError, load, shipped
@@ -57,11 +57,8 @@ def sweep(
         jobs = max(1, min(jobs or default_jobs(), len(left)))
         # On this machine threads are enough: each waits for a process of its own.
         parallel = joblib.Parallel(n_jobs=jobs, prefer="threads", batch_size=1, pre_dispatch="all")
-        try:
+        with ending_with_this():
             refused = parallel(joblib.delayed(start)(study.notebook, folder / n, runs[n], retry, jobs) for n in left)
-        except KeyboardInterrupt:
-            stop()
-            raise
     table = states(study, size, folder, seeds)
     for name, why in zip(left, refused, strict=True):
         if why:  # its folder may not even be there to tell
