@@ -34,7 +34,7 @@ from looped_lib.sizes import Configs
 FOLDER = Path(__file__).parent / "studies"
 FIELDS = ("about", "notebook", "set", "grid", "seeds", "sizes")
 RESERVED = {"preset": "the size sets it", "seed": "list them under seeds", "out": "it is the run's folder"}
-LONGEST_NAME = 255
+LONGEST_NAME = 255  # of a folder
 _TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool}
 
 Parameters = dict[str, Any]
@@ -106,9 +106,7 @@ class Study:
         for size in PRESETS:
             names = self.runs(size)
             if long := [name for name in names if len(name) > LONGEST_NAME]:
-                raise self._wrong(
-                    "grid", f"a run would be named {long[0]}, with more letters than a folder may have: {LONGEST_NAME}"
-                )
+                raise self._wrong("grid", f"the name of a run has more than {LONGEST_NAME} letters: {long[0]}")
             tables = [dict(zip(t, v, strict=True)) for t in self.grid for v in itertools.product(*t.values())]
             if len(names) < len(tables) * len({p["seed"] for p in names.values()}):
                 raise self._wrong("grid", "two of its tables hold the same run")

@@ -276,6 +276,18 @@ def test_a_cluster_loses_a_worker_and_nothing_else(folder):
     assert len(begun) == 5 and len(set(begun)) == 4  # the killed run began again, no other
 
 
+def test_the_cores_are_shared_by_the_runs_that_there_are_where_they_run(folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "start", lambda *arguments: seen.append(arguments[-1]) or "")
+    sweep(load(folder / "mine.yaml"), "cpu", folder / "runs", jobs=8)
+    assert seen == [3, 3, 3]
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 12)
+    assert run_process._cores(3) == 4 and run_process._cores(24) == 1
+    worker = SimpleNamespace(state=SimpleNamespace(nthreads=2))
+    monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(get_worker=lambda: worker))
+    assert run_process._cores(3) == 6
+
+
 def test_a_run_sees_one_gpu_that_no_other_sees(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
