@@ -234,7 +234,7 @@ def _from_yaml(path: Path) -> Study:
     for size, sized in values.get("sizes", {}).items():
         if not isinstance(sized, dict) or not isinstance(sized.get("set", {}), dict):
             raise fail(f"sizes.{size}", "must be a table of seeds and set")
-    beside, ours = (path.parent / values["notebook"]).resolve(), _ours(values["notebook"])
+    beside, ours = path.resolve().parent / values["notebook"], _ours(values["notebook"])
     notebook = beside if beside.is_file() else ours
     if not notebook.is_file():
         raise fail("notebook", f"{ours} is missing, and so is {beside}")

@@ -48,7 +48,7 @@ def sweep(
     Under `joblib.parallel_config("dask")` the runs go to the cluster's workers, which must see `folder` and this library: one run
     for each of their threads, whatever `jobs` says, and each on its share of the worker's cores.
     """
-    folder = Path(folder).resolve()
+    folder, notebook = Path(folder).resolve(), study.notebook.resolve()  # a worker may work elsewhere
     study.check_configs(size, seeds)
     runs = study.runs(size, seeds)
     for name, parameters in runs.items():
@@ -59,7 +59,7 @@ def sweep(
         # On this machine threads are enough: each waits for a process of its own.
         parallel = joblib.Parallel(n_jobs=jobs, prefer="threads", batch_size=1, pre_dispatch="all")
         with ending_with_this():
-            refused = parallel(joblib.delayed(start)(study.notebook, folder / n, runs[n], retry, jobs) for n in left)
+            refused = parallel(joblib.delayed(start)(notebook, folder / n, runs[n], retry, jobs) for n in left)
     table = states(study, size, folder, seeds)
     for name, why in zip(left, refused, strict=True):
         if why:  # its folder may not even be there to tell

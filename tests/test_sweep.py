@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import joblib
@@ -278,9 +280,10 @@ def test_a_cluster_loses_a_worker_and_nothing_else(folder):
 
 def test_the_cores_are_shared_by_the_runs_that_there_are_where_they_run(folder, monkeypatch):
     seen = []
-    monkeypatch.setattr(module, "start", lambda *arguments: seen.append(arguments[-1]) or "")
-    sweep(load(folder / "mine.yaml"), "cpu", folder / "runs", jobs=8)
-    assert seen == [3, 3, 3]
+    monkeypatch.setattr(module, "start", lambda *arguments: seen.append((arguments[0], arguments[-1])) or "")
+    monkeypatch.chdir(folder)
+    sweep(replace(load("mine.yaml"), notebook=Path("work.ipynb")), "cpu", "runs", jobs=8)
+    assert seen == [(folder.resolve() / "work.ipynb", 3)] * 3
     monkeypatch.setattr(joblib, "cpu_count", lambda: 12)
     assert run_process._cores(3) == 4 and run_process._cores(24) == 1
     worker = SimpleNamespace(state=SimpleNamespace(nthreads=2))
