@@ -5,7 +5,7 @@
     compare("runs/norms", against="pre_norm-LayerNorm").test     the others against this group
 
 Runs that differ in seed only are one group. Every other group is compared with one (the first, unless `against` names it) at
-a few depths, and in the mean over all depths from the trained one on:
+a few depths, and in the mean over the depths from the trained one on that all runs recorded (few of them are deep ones):
 
     mean over seeds of (accuracy - accuracy of the other group), its 95 % interval, p, and p by Holm over all rows
 
@@ -108,7 +108,9 @@ def compare(
     if depths is None:
         depths = sorted({trained, 2 * trained, 4 * trained, common[-1]} & set(common))
     beyond = [depth for depth in common if depth >= trained]
-    averages = {str(depth): [depth] for depth in depths} | ({f"mean, {trained} to {common[-1]}": beyond} if beyond else {})
+    averages = {str(depth): [depth] for depth in depths} | (
+        {f"mean of recorded, {trained} to {common[-1]}": beyond} if beyond else {}
+    )
     return Comparison(_parameters(groups), curves, _losses(groups), _tests(curves, against or next(iter(groups)), averages))
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+PARTIAL = ".partial_"  # how the name of a folder begins that is not whole
 LOCK = ".lock"  # a file in a folder that one process at a time may hold
 
 
@@ -35,8 +36,8 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     A process killed in between leaves `path` as it was, or none; what it had written is cleared away by the next one.
     """
     path = Path(path)
-    partial = path.with_name(f".partial_{path.name}")
-    for abandoned in path.parent.glob(".partial_*"):
+    partial = path.with_name(f"{PARTIAL}{path.name}")
+    for abandoned in path.parent.glob(f"{PARTIAL}*"):
         shutil.rmtree(abandoned)
     partial.mkdir(parents=True)
     try:
@@ -66,7 +67,7 @@ def holding(folder: str | Path, patience: float = 30.0) -> Iterator[None]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + patience
-    with open(folder / LOCK, "w") as file:
+    with open(folder / LOCK, "a") as file:  # who waits changes nothing
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

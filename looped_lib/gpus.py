@@ -6,13 +6,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
+from urllib.parse import quote
 
 
 def visible() -> list[str]:
     """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them; CUDA is not started."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+        names = takewhile(lambda name: name != "-1", (name.strip() for name in named.split(",")))  # which ends CUDA's list
+        return [name for name in names if name]
     import torch  # here, because the process of a run that is told its GPUs has no other use for it
 
     return [str(i) for i in range(torch.cuda.device_count())]
@@ -20,7 +23,7 @@ def visible() -> list[str]:
 
 @contextmanager
 def one_gpu() -> Iterator[str | None]:
-    """Processes started in the block see one GPU that no other such block on this machine has; None without GPUs.
+    """Processes started in the block see one GPU that no other such block of this user on this machine has; None without GPUs.
 
     Waits until one is free. The claim is a locked file, which the system unlocks when the process ends, however it ends.
     """
@@ -30,7 +33,7 @@ def one_gpu() -> Iterator[str | None]:
         return
     while True:
         for gpu in gpus:
-            with open(Path(tempfile.gettempdir()) / f"looped_lib-gpu-{gpu}.lock", "a") as claim:
+            with open(Path(tempfile.gettempdir()) / f"looped_lib-{os.getuid()}-gpu-{quote(gpu, safe='')}.lock", "a") as claim:
                 try:
                     fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:

@@ -19,6 +19,7 @@ from nbconvert import HTMLExporter
 
 from looped_lib.files import read_json, replacing
 
+EXECUTED = "notebook.ipynb"  # the executed copy, in the folder of what it made
 WIDGET = "application/vnd.jupyter.widget-view+json"
 REMOTE_SCRIPT = re.compile(r"""<script[^>]*\ssrc=["']https?://[^>]*>\s*</script>""")
 TABLE_DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 32, 50, 75, 100, 150, 200, 500, 1000, 2000, 5000, 10_000)
@@ -32,7 +33,7 @@ def execute(notebook: str | Path, out: str | Path, parameters: dict[str, Any]) -
     notebook, out = Path(notebook).resolve(), Path(out).resolve()
     check_parameters(notebook, parameters)
     out.mkdir(parents=True, exist_ok=True)
-    executed = out / "notebook.ipynb"
+    executed = out / EXECUTED
     papermill.execute_notebook(
         str(notebook),
         str(executed),

@@ -1,7 +1,7 @@
-"""One run of a study, in a process of its own: `python -m looped_lib.one_run NOTEBOOK FOLDER PARAMETERS`.
+"""One run of a study, in a process of its own: `python -m looped_lib.one_run NOTEBOOK FOLDER PARAMETERS [--retry]`.
 
 FOLDER gets the executed notebook.ipynb, what the notebook records, and at the end sweep.json or failed.json. While the run goes
-on its process holds FOLDER: another one started for the same folder waits, and finds it done.
+on its process holds FOLDER: another one started for the same folder waits, and finds it done or failed.
 """
 
 import argparse
@@ -15,33 +15,55 @@ import papermill
 
 from looped_lib.files import holding, read_json, write_json
 from looped_lib.gpus import one_gpu
-from looped_lib.notebooks import execute
+from looped_lib.notebooks import EXECUTED, execute
 
-DONE, FAILED, EXECUTED = "sweep.json", "failed.json", "notebook.ipynb"
+STARTED = "started.json"  # when its newest attempt began, and the seconds of those before
+DONE, FAILED = "sweep.json", "failed.json"  # how a run ended
+LOG = "sweep.log"  # what the processes of a run said; and those of a sweep that a notebook started, in the study's folder
 
 
-def run(notebook: Path, folder: Path, parameters: dict[str, Any]) -> None:
-    """Execute the notebook with its parameters and `out` = folder, on a GPU of its own if there are any; does nothing if done."""
+def run(notebook: Path, folder: Path, parameters: dict[str, Any], retry: bool = False) -> None:
+    """Execute the notebook with its parameters and `out` = folder, on a GPU of its own if there are any.
+
+    Does nothing if the run is done, or has failed and is not to be tried again (`retry`).
+    """
     with holding(folder, patience=float("inf")):
-        if (folder / DONE).exists():
+        if (folder / DONE).exists() or ((folder / FAILED).exists() and not retry):
             return
         (folder / FAILED).unlink(missing_ok=True)
         with one_gpu():
             start = time.perf_counter()
             try:
+                before = _recorded_seconds(folder)
+                write_json(folder / STARTED, {"at": time.time(), "before": before})
                 execute(notebook, folder, {**parameters, "out": str(folder)})
             except Exception as e:  # whatever it is, a kernel that died included, it is this run's
-                write_json(folder / FAILED, {"cell": _cell(e, folder), "error": _reason(e), "parameters": parameters})
+                write_json(folder / FAILED, {"cell": _cell(e, folder), "error": _reason(e)})
                 return
         # papermill marks a notebook as ended even when its kernel died, so the end is recorded here.
-        seconds = time.perf_counter() - start
+        seconds = before + time.perf_counter() - start
         write_json(folder / DONE, {"notebook": notebook.name, "parameters": parameters, "seconds": seconds})
 
 
 def failure(folder: Path) -> str:
-    """What went wrong in a run's folder, in one line."""
-    found = read_json(folder / FAILED)
+    """What went wrong in a run's folder, in one line; nothing if it has not failed."""
+    try:
+        found = read_json(folder / FAILED)
+    except FileNotFoundError:  # not asked before: a process that tries the run again may take the file away in between
+        return ""
     return found["error"] if found["cell"] is None else f"cell {found['cell']}: {found['error']}"
+
+
+def _recorded_seconds(folder: Path) -> float:
+    """What the trainings and measurements in a run's folder have taken so far, over all attempts (see `runs`)."""
+    seconds = 0.0
+    for run in (path.parent for path in folder.glob("*/config.json")):
+        if (log := run / "metrics.jsonl").exists():  # read here, because looped_lib.metrics would bring torch into this process
+            whole = log.read_text(encoding="utf-8").split("\n")[:-1]
+            seconds += json.loads(whole[-1])["seconds"] if whole else 0.0
+        if (result := run / "result.json").exists():
+            seconds += read_json(result)["seconds"]["evaluate"]
+    return seconds
 
 
 def _cell(e: Exception, folder: Path) -> int | None:
@@ -67,8 +89,9 @@ def main() -> None:
     parser.add_argument("notebook", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("parameters", type=json.loads, help="as JSON")
+    parser.add_argument("--retry", action="store_true", help="also if it has failed before")
     args = parser.parse_args()
-    run(args.notebook, args.folder, args.parameters)
+    run(args.notebook, args.folder, args.parameters, args.retry)
 
 
 if __name__ == "__main__":

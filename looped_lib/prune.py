@@ -9,8 +9,9 @@ What can go:
         its model again, delete the run's folder and run it anew)
     what a killed process had half written, once an hour old
 
-Never touched: the best run of a study, runs that are not finished (their checkpoints are what they go on from), anything
-under a folder named `recorded`, fine-tuning runs, and every folder in which a process is at work.
+Never touched: the best run of a study, runs that are not finished (their checkpoints are what they go on from; a run of a sweep
+is finished as a whole or not at all), anything under a folder named `recorded`, fine-tuning runs, and every folder in which a
+process is at work.
 
 A study is the folder that a run lies in; the runs of a sweep belong to the sweep's folder. Its best run has the greatest
 accuracy at the deepest loop count that all of its finished runs were measured at; among equals, the greatest mean accuracy
@@ -25,10 +26,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from looped_lib.files import Busy, held, holding, read_json
+from looped_lib.experiment import FIRST_DEPTH
+from looped_lib.files import PARTIAL, Busy, held, holding, read_json
+from looped_lib.one_run import DONE, FAILED, LOG
 from looped_lib.ouro.folder import CONFIG as FINETUNING
 from looped_lib.runs import RECORDED, find_root
 
+CHECKPOINTS = "checkpoints"
 _ABANDONED_SECONDS = 3600  # no write takes as long: what is older has nobody who goes on with it
 
 
@@ -60,7 +64,8 @@ def removable(folder: str | Path | None = None) -> list[Removable]:
 
 
 def remove(items: Iterable[Removable]) -> list[Removable]:
-    """Delete `items`, each while its run is held; returns those that are gone: not those where a process has come to work."""
+    """Delete `items`, each while its run is held; returns those that are gone: not those where a process is or has been at work
+    since they were listed, so that they may not go any more."""
     gone = []
     for item in items:
         run = _run_of(item.path)
@@ -68,27 +73,45 @@ def remove(items: Iterable[Removable]) -> list[Removable]:
             with holding(run, patience=0.0):
                 if any(map(held, run.parents)):
                     continue
-                if item.path.is_dir():
-                    shutil.rmtree(item.path)
-                else:
-                    item.path.unlink(missing_ok=True)
+                if item.path.name == CHECKPOINTS and not any(_spent(r, _best(r.study)) for r in _finished(run)):
+                    continue
+                _delete(item.path)
         except Busy:
             continue
         gone.append(item)
     return gone
 
 
+def _delete(path: Path) -> None:
+    """A file or folder; what is half deleted when this process is killed is a leftover, not a checkpoint that cannot be read."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    if not path.name.startswith(PARTIAL):
+        partial = path.with_name(f"{PARTIAL}{path.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        path = path.rename(partial)
+    shutil.rmtree(path)
+
+
 def _checkpoints(root: Path, best: dict[Path, Path]) -> Iterator[Removable]:
     for run in _finished(root):
-        path, kept = run.folder / "checkpoints", best[run.study]
-        if run.folder != kept and path.is_dir() and not path.is_symlink() and not _untouchable(run.folder):
+        path, kept = run.folder / CHECKPOINTS, best[run.study]
+        if _spent(run, kept) and not _untouchable(run.folder):
             yield Removable(path, _size(path), f"finished, and not the best of its study: that is {kept.relative_to(run.study)}")
+
+
+def _spent(run: _Finished, best: Path) -> bool:
+    """Whether a run has checkpoints that it has no more use for."""
+    path, above = run.folder / CHECKPOINTS, run.folder.parent
+    unfinished = not (above / DONE).exists() and any((above / name).exists() for name in (LOG, FAILED))
+    return run.folder != best and not unfinished and path.is_dir() and not path.is_symlink()
 
 
 def _leftovers(root: Path, elsewhere: set[Path]) -> Iterator[Removable]:
     """What `files.replacing` and `files.replacing_folder` had begun, outside the folders `elsewhere`."""
     for path in root.rglob(".*partial*"):
-        whole_name = path.name.startswith(".partial_") if path.is_dir() else path.name.endswith(".partial")
+        whole_name = path.name.startswith(PARTIAL) if path.is_dir() else path.name.endswith(".partial")
         if not whole_name or elsewhere & set(path.parents) or _untouchable(_run_of(path)):
             continue
         try:
@@ -103,7 +126,7 @@ def _finished(root: Path) -> list[_Finished]:
     runs = []
     for path in sorted(root.rglob("result.json")):
         folder = path.parent
-        study = folder.parent.parent if (folder.parent / "sweep.json").exists() else folder.parent
+        study = folder.parent.parent if (folder.parent / DONE).exists() else folder.parent
         try:
             result = read_json(path)
             if result["config"] == read_json(folder / "config.json"):
@@ -118,7 +141,7 @@ def _best(study: Path) -> Path:
     """The folder of the best run, over all of the study, even if only a part of it is to be pruned."""
     runs = [run for run in _finished(study) if run.study == study]
     common = sorted(set.intersection(*(set(run.accuracy) for run in runs)))
-    beyond = [depth for depth in common if depth >= 4]
+    beyond = [depth for depth in common if depth >= FIRST_DEPTH]
     return max(runs, key=lambda run: [*(run.accuracy[d] for d in common[-1:]), sum(run.accuracy[d] for d in beyond)]).folder
 
 
@@ -128,7 +151,7 @@ def _untouchable(folder: Path) -> bool:
 
 
 def _run_of(path: Path) -> Path:
-    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
 
 
 def _size(path: Path) -> int:
@@ -154,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{_megabytes(sum(item.n_bytes for item in gone))}  deleted")
     for item in items:
         if item not in gone:
-            print(f"left as it is, since a process is at work there: {item.path}")
+            print(f"left as it is, since a process is or was at work there: {item.path}")
     return int(len(gone) < len(items))
 
 

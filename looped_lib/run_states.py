@@ -1,6 +1,7 @@
 """How a study stands, read from its folders alone: from any process, on any machine that sees them."""
 
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +13,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from looped_lib.files import LOCK, held, read_json
+from looped_lib.experiment import FIRST_DEPTH
+from looped_lib.files import held, read_json
 from looped_lib.metrics import read_metrics
-from looped_lib.one_run import DONE, FAILED, failure
+from looped_lib.one_run import DONE, STARTED, failure
 from looped_lib.study import Parameters, Study
 
-FIRST_DEPTH = 4  # of the mean accuracy: below it nothing in the studies is trained to answer
+ORDER = ["running", "failed", "done", "waiting"]
 COLUMNS = ["state", "progress", "seconds", "seconds_left", "held", "error"]
 
 
@@ -26,8 +28,9 @@ def states(study: Study, size: str, folder: str | Path, seeds: Sequence[int] | N
 
     state         done, failed, running, or waiting
     progress      share of the training steps done, 0 to 1 (missing where the notebook's configs are not known)
-    seconds       it took, or has taken so far
-    seconds_left  from its progress so far; of a waiting run the mean of the finished ones
+    seconds       it took, or has taken so far, over all attempts
+    seconds_left  of its training, from what that has taken so far; where this is not known (before the first step, while it
+                  measures, of a waiting run) from the mean of the finished runs
     held          the best variant's mean accuracy over the recorded depths from 4 on: how far it holds, in one number
     error         cell and error of a failed run
     """
@@ -35,17 +38,27 @@ def states(study: Study, size: str, folder: str | Path, seeds: Sequence[int] | N
     for name, parameters in study.runs(size, seeds).items():
         rows[name] = _state(study, Path(folder) / name, parameters)
     table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS).rename_axis("run")
+    table = table.astype(dict.fromkeys(["progress", "seconds", "seconds_left", "held"], float))
     mean = table.loc[table["state"] == "done", "seconds"].mean()
-    table.loc[table["state"] == "waiting", "seconds_left"] = mean
-    numbers = ["progress", "seconds", "seconds_left", "held"]
-    return table.astype(dict.fromkeys(numbers, float))
+    unknown = table["state"].isin(["running", "waiting"]) & table["seconds_left"].isna()
+    table.loc[unknown, "seconds_left"] = (mean - table["seconds"].fillna(0)).clip(lower=0)
+    return table
 
 
 def seconds_left(table: pd.DataFrame) -> float:
     """Until all runs of `states` have ended, if as many go on at a time as now; NaN before the first has ended."""
     open_runs = table[table["state"].isin(["running", "waiting"])]
     at_once = max(1, (open_runs["state"] == "running").sum())
-    return open_runs["seconds_left"].sum(skipna=False) / at_once if len(open_runs) else 0.0
+    left = open_runs["seconds_left"]
+    return max(left.max(skipna=False), left.sum(skipna=False) / at_once) if len(open_runs) else 0.0
+
+
+def summary(table: pd.DataFrame) -> str:
+    """How many of `states` are in which state, and how long the rest will take, as far as that is known."""
+    found = table["state"].value_counts()
+    counts = ", ".join(f"{found[state]} {state}" for state in ORDER if state in found)
+    left = clock(seconds_left(table)) if "running" in found else ""
+    return f"{counts}; {left} left" if left else counts
 
 
 def clock(seconds: float) -> str:
@@ -63,31 +76,56 @@ def live_table(study: Study, size: str, folder: Path, seeds: Sequence[int] | Non
         with Live(get_renderable=lambda: _render(states(study, size, folder, seeds), study, size, console), refresh_per_second=1):
             yield
         return
-    yield
-    for row in states(study, size, folder, seeds).itertuples():
-        print(f"{row.Index}: {row.state} {clock(row.seconds)}", file=sys.stderr)
+    over, said = threading.Event(), set()
+
+    def tell() -> None:
+        for row in states(study, size, folder, seeds).itertuples():
+            if row.state in ("done", "failed") and row.Index not in said:
+                said.add(row.Index)
+                print(f"{row.Index}: {row.state} {clock(row.seconds)}".rstrip(), file=sys.stderr, flush=True)
+
+    def keep_telling() -> None:
+        while not over.wait(1.0):
+            tell()
+
+    teller = threading.Thread(target=keep_telling, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
+    tell()
 
 
 def _state(study: Study, folder: Path, parameters: Parameters) -> list[object]:
     if (folder / DONE).exists():
         return ["done", 1.0, read_json(folder / DONE)["seconds"], None, _held(folder), ""]
+    progress, left = _progress(study, folder, parameters)
     if held(folder):
-        seconds = time.time() - (folder / LOCK).stat().st_mtime
-        progress = _progress(study, folder, parameters)
-        left = seconds * (1 - progress) / progress if progress else None
-        return ["running", progress, seconds, left, None, ""]
-    if (folder / FAILED).exists():
-        return ["failed", _progress(study, folder, parameters), None, None, None, failure(folder)]
-    return ["waiting", _progress(study, folder, parameters), None, None, None, ""]
+        return ["running", progress, _seconds(folder), left, None, ""]
+    if error := failure(folder):
+        return ["failed", progress, None, None, None, error]
+    return ["waiting", progress, None, None, None, ""]
 
 
-def _progress(study: Study, folder: Path, parameters: Parameters) -> float | None:
-    """Steps done of all trainings of a run."""
+def _progress(study: Study, folder: Path, parameters: Parameters) -> tuple[float | None, float | None]:
+    """Share of the steps of all trainings of a run that is done, and the seconds left for the others."""
     if not (configs := study.configs(parameters)):
-        return None
+        return None, None
     logs = [log for name in configs if (log := folder / name / "metrics.jsonl").exists()]
-    done = sum(lines[-1]["step"] for log in logs if (lines := read_metrics(log)))  # the only line may be half written
-    return done / sum(c.training.steps for c in configs.values())
+    last = [lines[-1] for log in logs if (lines := read_metrics(log))]  # the only line may be half written
+    done, steps = sum(line["step"] for line in last), sum(c.training.steps for c in configs.values())
+    left = sum(line["seconds"] for line in last) * (steps - done) / done if 0 < done < steps else None
+    return done / steps, left
+
+
+def _seconds(folder: Path) -> float | None:
+    """Since a run at work began, with those of its earlier attempts."""
+    if not (folder / STARTED).exists():
+        return None
+    started = read_json(folder / STARTED)
+    return started["before"] + time.time() - started["at"]
 
 
 def _held(folder: Path) -> float | None:
@@ -100,12 +138,10 @@ def _held(folder: Path) -> float | None:
 
 
 def _render(table: pd.DataFrame, study: Study, size: str, console: Console) -> Table:
-    counts = ", ".join(f"{n} {state}" for state, n in table["state"].value_counts().items())
-    shown = Table(title=f"{study.name}, {size}: {counts}; {clock(seconds_left(table))} left", title_justify="left")
+    shown = Table(title=f"{study.name}, {size}: {summary(table)}", title_justify="left")
     for column in ("run", "state", "progress", "time", "left", "held, %"):
         shown.add_column(column, no_wrap=column != "run")
-    order = {"running": 0, "failed": 1, "done": 2, "waiting": 3}
-    rows = table.sort_values("state", key=lambda s: s.map(order), kind="stable")
+    rows = table.sort_values("state", key=lambda s: s.map(ORDER.index), kind="stable")
     room = max(3, console.size.height - 8)
     for row in rows.head(room).itertuples():
         progress = "" if pd.isna(row.progress) else f"{row.progress:.0%}"

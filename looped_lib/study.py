@@ -17,8 +17,9 @@ that names file, line and field, before anything runs.
 
 import itertools
 import runpy
+import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -33,6 +34,7 @@ from looped_lib.sizes import Configs
 FOLDER = Path(__file__).parent / "studies"
 FIELDS = ("about", "notebook", "set", "grid", "seeds", "sizes")
 RESERVED = {"preset": "the size sets it", "seed": "list them under seeds", "out": "it is the run's folder"}
+LONGEST_NAME = 255  # of a folder
 _TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool}
 
 Parameters = dict[str, Any]
@@ -87,7 +89,9 @@ class Study:
         known = papermill.inspect_notebook(str(self.notebook))
         if missing := {"preset", "seed", "out"} - set(known):
             raise self._wrong("notebook", f"{self.notebook.name} has no parameter {', '.join(sorted(missing))}: a study sets it")
-        self._check_values("set", {name: [value] for name, value in self.set.items()}, known)
+        if not isinstance(self.grid, list | tuple) or not all(isinstance(table, Mapping) for table in self.grid):
+            raise self._wrong("grid", f"must be a tuple of tables, got {self.grid!r}")
+        self._check_set("set", self.set, known)
         for i, table in enumerate(self.grid):
             self._check_values("grid" if len(self.grid) == 1 else f"grid[{i}]", table, known)
         self._check_seeds("seeds", self.seeds)
@@ -97,10 +101,12 @@ class Study:
                 raise self._wrong(where, f"unknown size; there are {', '.join(PRESETS)}")
             if unknown := set(sized) - {"seeds", "set"}:
                 raise self._wrong(f"{where}.{min(unknown)}", "a size has seeds and set, no more")
-            self._check_values(f"{where}.set", {name: [value] for name, value in sized.get("set", {}).items()}, known)
+            self._check_set(f"{where}.set", sized.get("set", {}), known)
             self._check_seeds(f"{where}.seeds", sized.get("seeds", [0]))
         for size in PRESETS:
             names = self.runs(size)
+            if long := [name for name in names if len(name) > LONGEST_NAME]:
+                raise self._wrong("grid", f"the name of a run has more than {LONGEST_NAME} letters: {long[0]}")
             tables = [dict(zip(t, v, strict=True)) for t in self.grid for v in itertools.product(*t.values())]
             if len(names) < len(tables) * len({p["seed"] for p in names.values()}):
                 raise self._wrong("grid", "two of its tables hold the same run")
@@ -108,18 +114,27 @@ class Study:
 
     def configs(self, parameters: Parameters) -> Configs:
         """What a run with these parameters trains, by name; nothing where it is not known what the notebook trains."""
-        make = CONFIGS.get(self.notebook.stem)
+        ours = self.notebook.resolve().parent == (find_root() / "notebooks").resolve()  # a copy elsewhere may have been changed
+        make = CONFIGS.get(self.notebook.stem) if ours else None
         return make(**{k: v for k, v in parameters.items() if k != "max_depth"}) if make else {}
 
-    def check_configs(self, size: str) -> None:
-        """StudyError if a run of this size is one that its notebook would refuse; also where the size does not exist for it."""
+    def check_configs(self, size: str, seeds: Sequence[int] | None = None) -> None:
+        """StudyError if a run of this size, with its own seeds or those given, is one that its notebook would refuse; also where
+        the size does not exist for it."""
         if size not in PRESETS:
             raise StudyError(f"size must be one of {', '.join(PRESETS)}, got {size!r}")
-        for name, parameters in self.runs(size).items():
+        if seeds is not None and (wrong := _wrong_seeds(seeds)):
+            raise StudyError(f"seeds {wrong}")
+        for name, parameters in self.runs(size, seeds).items():
             try:
                 self.configs(parameters)
             except ValueError as e:
                 raise StudyError(f"{self.file or self.name}, run {name}: {e}") from None
+
+    def _check_set(self, where: str, values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+        self._check_values(where, {name: [value] for name, value in values.items()}, known)
+        if both := [name for name in values if any(name in table for table in self.grid)]:
+            raise self._wrong(f"{where}.{both[0]}", "the grid varies it: give it in one of the two places")
 
     def _check_values(self, where: str, table: Mapping[str, Sequence[Any]], known: Mapping[str, Any]) -> None:
         for name, values in table.items():
@@ -128,6 +143,8 @@ class Study:
                 raise self._wrong(here, RESERVED[name])
             if name not in known:
                 raise self._wrong(here, f"{self.notebook.name} has no parameter {name}; it has {', '.join(known)}")
+            if not isinstance(values, list | tuple):
+                raise self._wrong(here, f"must be a list of values, got {values!r}")
             if not values or len({str(v) for v in values}) < len(values):
                 raise self._wrong(here, f"needs one or more different values, got {list(values)}")
             kind = known[name]["inferred_type_name"]
@@ -136,14 +153,21 @@ class Study:
                     raise self._wrong(here, f"must be {kind}, got {value!r}")
 
     def _check_seeds(self, where: str, seeds: Any) -> None:
-        whole = isinstance(seeds, list | tuple) and all(isinstance(s, int) and not isinstance(s, bool) for s in seeds)
-        if not whole or not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-            raise self._wrong(where, f"must be a list of different whole numbers, 0 or more, got {seeds!r}")
+        if wrong := _wrong_seeds(seeds):
+            raise self._wrong(where, wrong)
 
     def _wrong(self, where: str, what: str) -> StudyError:
         line = self.lines.get(where) or self.lines.get(where.rpartition(".")[0])
         place = f"{self.file}, line {line}" if line else self.file or self.name
         return StudyError(f"{place}: {where}: {what}")
+
+
+def _wrong_seeds(seeds: Any) -> str:
+    """What is wrong with seeds, or nothing."""
+    whole = isinstance(seeds, list | tuple) and all(isinstance(s, int) and not isinstance(s, bool) for s in seeds)
+    if whole and seeds and min(seeds) >= 0 and len(set(seeds)) == len(seeds):
+        return ""
+    return f"must be a list of different whole numbers, 0 or more, got {seeds!r}"
 
 
 def shipped() -> list[str]:
@@ -157,25 +181,42 @@ def load(study: str | Path) -> Study:
     if path.suffix not in (".yaml", ".yml", ".py") or not path.is_file():
         raise StudyError(f"no study {study}: give a .yaml or .py file, or one of {', '.join(shipped())}")
     if path.suffix == ".py":
-        found = runpy.run_path(str(path)).get("STUDY")
+        try:
+            found = runpy.run_path(str(path)).get("STUDY")
+        except Exception as e:  # whatever it is, it is the file's
+            lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == str(path)]
+            line = e.lineno if isinstance(e, SyntaxError) else lines[-1] if lines else 1
+            raise StudyError(f"{path}, line {line}: {type(e).__name__}: {e}") from None
         if not isinstance(found, Study):
             raise StudyError(f"{path}: must end with STUDY = Study(...), STUDY is {found!r}")
-        return found.check()
+        return replace(found, file=str(path)).check()
     return _from_yaml(path).check()
 
 
 def _from_yaml(path: Path) -> Study:
-    text = path.read_text(encoding="utf-8")
+    blob = path.read_bytes()
     try:
+        text = blob.decode("utf-8")
         node = yaml.compose(text, yaml.SafeLoader)
         values = yaml.safe_load(text)
+    except UnicodeDecodeError as e:
+        raise StudyError(f"{path}, line {blob[: e.start].count(10) + 1}: must be UTF-8, byte {blob[e.start]:#x} is not") from None
     except yaml.MarkedYAMLError as e:
         raise StudyError(f"{path}, line {e.problem_mark.line + 1 if e.problem_mark else 1}: {e.problem}") from None
-    lines = dict(_lines(node)) if node else {}
+    except yaml.reader.ReaderError as e:
+        line = text[: e.position].count("\n") + 1
+        raise StudyError(f"{path}, line {line}: character {e.character:#x} does not belong into a text") from None
+    except ValueError as e:  # a date that is none, say
+        raise StudyError(f"{path}: {e}") from None
+    lines = {}
 
     def fail(where: str, what: str) -> StudyError:
         return StudyError(f"{path}, line {lines.get(where, 1)}: {where}: {what}")
 
+    for where, line in _lines(node):
+        if where in lines:
+            raise fail(where, f"is there again in line {line}: give it once")
+        lines[where] = line
     if not isinstance(values, dict):
         raise StudyError(f"{path}, line 1: a study is a table of {', '.join(FIELDS)}")
     if unknown := [name for name in values if name not in FIELDS]:
@@ -193,10 +234,14 @@ def _from_yaml(path: Path) -> Study:
     for size, sized in values.get("sizes", {}).items():
         if not isinstance(sized, dict) or not isinstance(sized.get("set", {}), dict):
             raise fail(f"sizes.{size}", "must be a table of seeds and set")
+    beside, ours = path.resolve().parent / values["notebook"], _ours(values["notebook"])
+    notebook = beside if beside.is_file() else ours
+    if not notebook.is_file():
+        raise fail("notebook", f"{ours} is missing, and so is {beside}")
     return Study(
         name=path.stem,
         about=values["about"],
-        notebook=_notebook(values["notebook"], path),
+        notebook=notebook,
         grid=tuple({k: v if isinstance(v, list) else [v] for k, v in table.items()} for table in tables),
         set=values.get("set", {}),
         seeds=values.get("seeds", (0,)),
@@ -206,13 +251,12 @@ def _from_yaml(path: Path) -> Study:
     )
 
 
-def _notebook(name: str, path: Path) -> Path:
-    """A notebook by its file, beside the study's, or by its name among the project's."""
-    beside = path.parent / name
-    return beside if beside.is_file() else find_root() / "notebooks" / f"{name.removesuffix('.ipynb')}.ipynb"
+def _ours(name: str) -> Path:
+    """The notebook of that name among the project's."""
+    return find_root().resolve() / "notebooks" / f"{name.removesuffix('.ipynb')}.ipynb"
 
 
-def _lines(node: yaml.Node, where: str = "") -> Any:
+def _lines(node: yaml.Node | None, where: str = "") -> Any:
     """(field, line) of every field below `node`."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:

@@ -4,15 +4,12 @@
     python -m looped_lib.sweep my_study.yaml --jobs 4 --retry
 
 makes runs/<study>/<size>/<run>/. A run that fails costs itself only and is reported with its cell and error; `--retry` runs it
-again. Kill the sweep whenever you like: the same command goes on. Runs go side by side on this machine, one for each GPU, or one
-for each core; or on a cluster that shares the folder, through joblib's backend for Dask (`--dask ADDRESS`).
+again. Stop the sweep whenever you like: the same command goes on. Ctrl-C ends its runs too; if it is killed they go on alone, and
+are waited for. Runs go side by side on this machine, one for each GPU, or one for each core; or on a cluster that shares the
+folder, through joblib's backend for Dask (`--dask ADDRESS`).
 """
 
 import argparse
-import json
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,17 +20,21 @@ import pandas as pd
 from rich.console import Console
 
 from looped_lib import gpus
-from looped_lib.files import Busy, held, holding, read_json, write_json
+from looped_lib.files import Busy, holding
+from looped_lib.finished import check_finished
 from looped_lib.one_run import DONE, FAILED
 from looped_lib.presets import PRESETS
-from looped_lib.run_states import live_table, states
+from looped_lib.run_process import ending_with_this, start
+from looped_lib.run_states import live_table, states, summary
 from looped_lib.runs import find_root
-from looped_lib.study import Parameters, Study, StudyError, load, shipped
+from looped_lib.study import Study, StudyError, load, shipped
+
+SOME_FAILED = 3  # exit status; 1 is Python's own, of a sweep that broke
 
 
 def default_jobs() -> int:
     """Runs side by side: one for each GPU, or else for each core."""
-    return len(gpus.visible()) or len(os.sched_getaffinity(0))
+    return len(gpus.visible()) or joblib.cpu_count()
 
 
 def sweep(
@@ -42,38 +43,28 @@ def sweep(
     """Run what is not finished of `study` in `folder`/<run>/ and return `run_states.states`. `jobs` 0: `default_jobs`.
 
     A run that failed before is run again with `retry` only. StudyError, before anything runs, on a run that its notebook would
-    refuse and on a finished run of other parameters in the same folder. Busy if another sweep is at work in `folder`.
+    refuse and on a finished run of other parameters or configs in the same folder. Busy if another sweep is at work in `folder`.
 
-    Under `joblib.parallel_config("dask")` the runs go to the cluster's workers, which must see `folder` and this library.
+    Under `joblib.parallel_config("dask")` the runs go to the cluster's workers, which must see `folder` and this library: one run
+    for each of their threads, whatever `jobs` says, and each on its share of the worker's cores.
     """
-    folder = Path(folder).resolve()
+    folder, notebook = Path(folder).resolve(), study.notebook.resolve()  # a worker may work elsewhere
+    study.check_configs(size, seeds)
     runs = study.runs(size, seeds)
-    study.check_configs(size)
     for name, parameters in runs.items():
-        _check_finished(study, folder / name, parameters)
-    left = [n for n in runs if not (folder / n / DONE).exists() and (retry or not (folder / n / FAILED).exists())]
-    jobs = jobs or default_jobs()
-    # On this machine threads are enough: each waits for a process of its own.
-    parallel = joblib.Parallel(n_jobs=jobs, prefer="threads", batch_size=1, pre_dispatch="all")
-    cores = max(1, len(os.sched_getaffinity(0)) // jobs)
+        check_finished(study, folder / name, parameters)
     with holding(folder, patience=5):
-        parallel(joblib.delayed(start)(study.notebook, folder / name, runs[name], cores) for name in left)
-    return states(study, size, folder, seeds)
-
-
-def start(notebook: Path, folder: Path, parameters: Parameters, cores: int) -> None:
-    """One run in a new process, on `cores` cores; returns when it has ended, which its folder then tells how."""
-    command = [sys.executable, "-m", "looped_lib.one_run", str(notebook), str(folder), json.dumps(parameters)]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "sweep.log", "w") as log:
-        env = os.environ | {"OMP_NUM_THREADS": str(cores), "CUDA_VISIBLE_DEVICES": ",".join(gpus.visible())}
-        ended = subprocess.run(command, env=env, stdout=log, stderr=log).returncode
-    if ended and not held(folder):
-        with holding(folder):
-            if not (folder / DONE).exists():
-                how = f"signal {-ended} ({signal.Signals(-ended).name})" if ended < 0 else f"status {ended} (see sweep.log)"
-                failure = {"cell": None, "error": f"its process ended by {how}", "parameters": parameters}
-                write_json(folder / FAILED, failure)
+        left = [n for n in runs if not (folder / n / DONE).exists() and (retry or not (folder / n / FAILED).exists())]
+        jobs = max(1, min(jobs or default_jobs(), len(left)))
+        # On this machine threads are enough: each waits for a process of its own.
+        parallel = joblib.Parallel(n_jobs=jobs, prefer="threads", batch_size=1, pre_dispatch="all")
+        with ending_with_this():
+            refused = parallel(joblib.delayed(start)(notebook, folder / n, runs[n], retry, jobs) for n in left)
+    table = states(study, size, folder, seeds)
+    for name, why in zip(left, refused, strict=True):
+        if why:  # its folder may not even be there to tell
+            table.loc[name, ["state", "error"]] = "failed", why
+    return table
 
 
 def _cluster(address: str | None) -> AbstractContextManager:
@@ -84,21 +75,8 @@ def _cluster(address: str | None) -> AbstractContextManager:
         raise StudyError(f"no Dask at {address}: {e}") from None
 
 
-def _check_finished(study: Study, folder: Path, parameters: Parameters) -> None:
-    if not (folder / DONE).exists():
-        return
-    done = read_json(folder / DONE)
-    if done["notebook"] != study.notebook.name:
-        raise StudyError(f"{folder} is a finished run of {done['notebook']}, not of {study.notebook.name}: name the study anew")
-    if done["parameters"] != parameters:
-        theirs, mine = done["parameters"], parameters
-        differ = sorted(k for k in {**theirs, **mine} if theirs.get(k) != mine.get(k))
-        what = ", ".join(f"{k} {theirs.get(k)!r}, now {mine.get(k)!r}" for k in differ)
-        raise StudyError(f"{folder} was run with {what}: delete it, or name the study anew")
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Run a study under a live table; returns the exit status, 1 if a run failed."""
+    """Run a study under a live table; returns the exit status: 0 if all is done, SOME_FAILED, 2 if the study cannot be run."""
     parser = argparse.ArgumentParser(prog="python -m looped_lib.sweep", description="Run a study")
     parser.add_argument("study", help=f"a .yaml or .py file, or one of {', '.join(shipped())}")
     parser.add_argument("--size", default="cpu", choices=PRESETS)
@@ -109,8 +87,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dask", metavar="ADDRESS", help="of a scheduler (tcp://host:8786) whose workers share this folder")
     args = parser.parse_args(argv)
     try:
+        if args.dask and args.jobs:
+            raise StudyError("--jobs is of this machine; with --dask the workers' threads say how many runs go side by side")
         study = load(args.study)
-        study.check_configs(args.size)  # before the table, which reads the configs
+        study.check_configs(args.size, args.seeds)  # before the table, which reads the configs
         folder = args.folder or find_root() / "runs" / study.name / args.size
         with _cluster(args.dask), live_table(study, args.size, folder, args.seeds):
             table = sweep(study, args.size, folder, args.jobs, args.retry, args.seeds)
@@ -121,11 +101,10 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
     console = Console()
-    counts = table["state"].value_counts()
-    console.print(", ".join(f"{counts.get(state, 0)} {state}" for state in ("done", "failed", "waiting", "running")))
+    console.print(summary(table))
     for row in table[table["state"] == "failed"].itertuples():
         console.print(f"  {row.Index}: {row.error}", markup=False)
-    return int("failed" in counts)
+    return SOME_FAILED if (table["state"] == "failed").any() else 0
 
 
 if __name__ == "__main__":

@@ -245,6 +245,11 @@ class Trainer:
 def load_model(run_dir: str | Path) -> LoopedTransformer:
     """The model of a run's newest checkpoint, in evaluation mode on the CPU. FileNotFoundError if it has none."""
     found = checkpoints.latest(Path(run_dir) / "checkpoints")
+    if found is None and (Path(run_dir) / "result.json").exists():
+        raise FileNotFoundError(
+            f"{run_dir} is finished, but its checkpoints were pruned (looped_lib.prune) or not recorded: delete the folder and "
+            "run it anew to have its model again"
+        )
     if found is None:
         raise FileNotFoundError(f"{run_dir} has no checkpoint: train it first, or give the folder of a run (runs/<study>/<run>)")
     config = from_dict(ExperimentConfig, found.state["config"], str(run_dir))

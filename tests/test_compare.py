@@ -53,7 +53,7 @@ def test_groups_are_runs_that_differ_in_seed_only(study):
 
 def test_the_test_is_scipys_paired_one_and_says_so(study):
     table = compare(study, against="plain").test
-    assert table.loops.tolist() == ["4", "8", "16", "400", "mean, 4 to 400"]
+    assert table.loops.tolist() == ["4", "8", "16", "400", "mean of recorded, 4 to 400"]
     assert set(table.group) == {"carried"} and set(table.test) == {"paired t, 3 shared seeds"}
     expected = stats.ttest_rel(ACCURACY["carried"], ACCURACY["plain"])
     first = table.iloc[0]
@@ -64,7 +64,7 @@ def test_the_test_is_scipys_paired_one_and_says_so(study):
 
 def test_against_and_depths_are_the_callers(study):
     assert compare(study).test.difference[0] == pytest.approx(0.6 - sum(ACCURACY["carried"]) / 3)  # the first by default
-    assert compare(study, depths=[1, 2]).test.loops.tolist() == ["1", "2", "mean, 4 to 400"]
+    assert compare(study, depths=[1, 2]).test.loops.tolist() == ["1", "2", "mean of recorded, 4 to 400"]
     with pytest.raises(ValueError, match="one of the groups carried; plain, got 'best'"):
         compare(study, against="best")
     with pytest.raises(ValueError, match="depth 205"):
@@ -74,7 +74,7 @@ def test_against_and_depths_are_the_callers(study):
 def test_different_depth_grids_meet_at_common_depths(study):
     write_run(study / "plain-seed2", configs(2)["plain"], list(range(21)), 0.6)
     found = compare(study)
-    assert found.test.loops.tolist() == ["4", "8", "16", "20", "mean, 4 to 20"]
+    assert found.test.loops.tolist() == ["4", "8", "16", "20", "mean of recorded, 4 to 20"]
     deepest = found.curves.groupby("group").depth.max()
     assert deepest.to_dict() == {"carried": 400, "plain": 20}
 
@@ -177,5 +177,5 @@ def test_real_runs(tmp_path):
         for name, config in configs(seed).items():
             run_experiment(config, tmp_path / f"{name}-seed{seed}", max_depth=6, progress=False)
     found = compare(tmp_path)
-    assert found.parameters.seeds.tolist() == [2, 2] and found.test.loops.tolist() == ["4", "6", "mean, 4 to 6"]
+    assert found.parameters.seeds.tolist() == [2, 2] and found.test.loops.tolist() == ["4", "6", "mean of recorded, 4 to 6"]
     assert found.losses.groupby("group").seed.nunique().tolist() == [2, 2]

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from looped_lib import prune as module
 from looped_lib.config import to_dict
 from looped_lib.experiment import run_experiment
 from looped_lib.files import read_json, write_json
@@ -124,6 +125,46 @@ def test_each_study_keeps_its_best_and_the_runs_of_a_sweep_are_one_study(make, t
         write_json(tmp_path / "sweep" / "cpu" / name / "sweep.json", {})
     worse = tmp_path / "sweep" / "cpu" / "lr=1"
     assert paths(removable(tmp_path)) == paths(removable(worse)) == [worse / "run" / "checkpoints"]
+
+
+def test_the_finished_parts_of_a_run_of_a_sweep_that_is_not_are_kept(make, tmp_path):
+    run = tmp_path / "sweep" / "cpu" / "seed=0"
+    for name, accuracy in (("fixed", 0.1), ("stars", 0.9)):
+        make(f"sweep/cpu/seed=0/{name}", accuracy=[accuracy] * 9)
+    assert len(removable(tmp_path)) == 1  # of a notebook that was run by hand, for all that is known
+    for sign in ("sweep.log", "failed.json"):
+        (run / sign).touch()
+        assert removable(tmp_path) == []
+        (run / sign).unlink()
+
+
+def test_what_is_no_longer_to_go_stays(make, tmp_path):
+    good, bad = make("s/good", accuracy=[0.9] * 9), make("s/bad", accuracy=[0.1] * 9)
+    items = removable(tmp_path)
+    result = read_json(bad / "result.json")
+    write_json(bad / "result.json", result | {"accuracy": [1.0] * 9})  # now the best
+    assert remove(items) == [] and load_model(bad)
+    (bad / "result.json").unlink()  # now unfinished
+    assert remove(items) == [] and load_model(bad)
+    write_json(bad / "result.json", result)
+    assert remove(items) == items and load_model(good)
+    with pytest.raises(FileNotFoundError, match="s/bad is finished, but .* were pruned .*: delete the folder and run it anew"):
+        load_model(bad)
+
+
+def test_a_deletion_that_is_killed_leaves_no_half_checkpoint(make, tmp_path, monkeypatch):
+    make("s/good", accuracy=[0.9] * 9)
+    bad = make("s/bad", accuracy=[0.1] * 9)
+    items = removable(tmp_path)
+    with monkeypatch.context() as killed:
+        killed.setattr(module.shutil, "rmtree", lambda path, **k: None if k else (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            remove(items)
+    assert not (bad / "checkpoints").exists()
+    left = bad / ".partial_checkpoints"
+    for path in (left, *left.rglob("*")):
+        os.utime(path, (time.time() - 7200,) * 2)
+    assert paths(removable(tmp_path)) == [left] and remove(removable(tmp_path)) and not left.exists()
 
 
 def test_a_part_of_a_study_is_measured_by_its_whole(make, tmp_path):

@@ -1,5 +1,6 @@
 """A study says what will run; whatever is wrong in it is one error that names file, line and field, before anything runs."""
 
+import nbformat
 import pytest
 
 from looped_lib.presets import CONFIGS, PRESETS
@@ -74,6 +75,13 @@ def test_names_are_one_to_one(write):
         ("smoke:", "small:", "line 11: sizes.small: unknown size; there are smoke, cpu, paper"),
         ("seeds: [7]", "jobs: 7", "line 11: sizes.smoke.jobs: a size has seeds and set, no more"),
         ("grid:\n", "grid: [\n", "line 5: "),
+        ("seeds: [0, 4]", "seeds: [0, 4]\nabout: Another", "line 1: about: is there again in line 10: give it once"),
+        ("norm_type: LayerNorm", "norm_placement: [sandwich_dual]", "line 5: grid.0..norm_placement: is there again in line 6"),
+        ("max_depth: 9", "norm_type: RMSNorm", "line 3: set.norm_type: the grid varies it"),
+        ("set: {max_depth: 3}", "set: {norm_type: RMSNorm}", "line 11: sizes.smoke.set.norm_type: the grid varies it"),
+        ("max_depth: 9", "max_depth: 2001-02-30", "day is out of range"),
+        ("stands", "sta\0nds", "line 1: character 0x0 does not belong"),
+        ("pre_norm, post_norm", f"{'x' * 300}, post_norm", "line 4: grid: the name of a run has more than 255 letters: norm_pl"),
     ],
 )
 def test_what_cannot_be_meant_names_file_line_and_field(write, old, new, message):
@@ -87,6 +95,36 @@ def test_what_cannot_be_meant_names_file_line_and_field(write, old, new, message
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_mistyped_notebook_names_both_places_looked_in(write, tmp_path):
+    with pytest.raises(StudyError) as error:
+        load(write(GOOD.replace("01_norm_placement", "mine.ipynb")))
+    assert f"{tmp_path / 'mine.ipynb'}" in str(error.value) and "notebooks/mine.ipynb is missing, and so is" in str(error.value)
+
+
+def test_a_notebook_beside_the_study_is_found_from_anywhere_and_may_be_a_changed_copy(write, tmp_path, monkeypatch):
+    original = load("norms").notebook
+    copy = nbformat.read(original, 4)
+    copy.cells[1].source += "\nwidth: int = 3"
+    nbformat.write(copy, tmp_path / original.name)
+    write(GOOD.replace("01_norm_placement", original.name).replace("max_depth: 9", "width: 4"))
+    monkeypatch.chdir(tmp_path)
+    study = load("mine.yaml")
+    assert study.notebook == tmp_path.resolve() / original.name
+    study.check_configs("cpu")
+    assert study.configs(next(iter(study.runs("cpu").values()))) == {}
+
+
+def test_given_seeds_are_checked_as_the_studys_are(write):
+    with pytest.raises(StudyError, match=r"^seeds must be a list of different whole numbers, 0 or more, got \[-1\]$"):
+        load(write(GOOD)).check_configs("cpu", [-1])
+
+
+def test_a_file_that_is_no_text_is_one_line(tmp_path):
+    (tmp_path / "s.yaml").write_bytes(b"about: a\nnotebook: \xff\n")
+    with pytest.raises(StudyError, match="s.yaml, line 2: must be UTF-8, byte 0xff is not"):
+        load(tmp_path / "s.yaml")
+
+
 def test_a_value_that_the_configs_refuse_is_found_before_anything_runs(write):
     study = load(write(GOOD.replace("pre_norm, post_norm", "prenorm, post_norm")))
     with pytest.raises(StudyError, match="run norm_placement=prenorm,.*norm_placement must be one of pre_norm"):
@@ -98,9 +136,19 @@ def test_a_value_that_the_configs_refuse_is_found_before_anything_runs(write):
 def test_a_study_may_be_python(write, tmp_path):
     text = "from pathlib import Path\nfrom looped_lib.runs import find_root\nfrom looped_lib.study import Study\nSTUDY = "
     study = 'Study(name="p", about="", notebook=find_root() / "notebooks" / "01_norm_placement.ipynb", seeds=(1,))\n'
-    assert list(load(write(text + study, "p.py")).runs("smoke")) == ["seed=1"]
+    found = load(write(text + study, "p.py"))
+    assert list(found.runs("smoke")) == ["seed=1"] and found.file == str(tmp_path / "p.py")
+    with pytest.raises(StudyError, match="r.py: seeds: must be a list of"):
+        load(write(text + study.replace("(1,)", "(-1,)"), "r.py"))
     with pytest.raises(StudyError, match="must end with STUDY = Study"):
         load(write(text + "3\n", "q.py"))
+    with pytest.raises(StudyError, match="s.py, line 2: SyntaxError: "):
+        load(write("x = 1\nSTUDY = (\n", "s.py"))
+    with pytest.raises(StudyError, match="t.py, line 5: NameError: name 'nothing'"):
+        load(write(text + "1\nnothing\n", "t.py"))
+    for grid, message in (("{'norm_type': ['RMSNorm']}", "tuple of tables"), ("({'norm_type': 'RMSNorm'},)", "list of values")):
+        with pytest.raises(StudyError, match=f"u.py: grid.*: must be a {message}, got"):
+            load(write(text + study.replace("seeds=(1,)", f"grid={grid}"), "u.py"))
     with pytest.raises(StudyError, match="no study nroms: give a .yaml or .py file, or one of .*norms"):
         load("nroms")
 
