@@ -46,9 +46,7 @@ def pictures(evidence: Evidence, size: str) -> dict[str, go.Figure]:
         "ouro_benchmarks": beside_paper(evidence.benchmarks()),
         "input_accuracy": accuracy_bands(curves(inputs(size)), "Random loops with the input injected: accuracy"),
         "gradient_accuracy": accuracy_bands(curves(gradients(size)), "Random loops, gradients cut short: accuracy"),
-        "recipe_accuracy": accuracy_bands(
-            _panels(evidence, _digits(size), DEPTHS), "How deep does it hold? (to 10,000 loops)"
-        ),
+        "recipe_accuracy": accuracy_bands(_panels(evidence, _digits(size), DEPTHS), "How deep does it hold? (to 10,000 loops)"),
     }
 
 
