@@ -9,6 +9,7 @@ accuracy by depth if the notebook wrote OUT/result.json.
 import argparse
 import ast
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import nbformat
 import pandas as pd
 import papermill
 from nbconvert import HTMLExporter
+from traitlets.config import Config
 
 from looped_lib.files import read_json, replacing
 
@@ -34,15 +36,19 @@ def execute(notebook: str | Path, out: str | Path, parameters: dict[str, Any]) -
     check_parameters(notebook, parameters)
     out.mkdir(parents=True, exist_ok=True)
     executed = out / EXECUTED
-    papermill.execute_notebook(
-        str(notebook),
-        str(executed),
-        parameters,
-        kernel_name="python3",
-        cwd=str(notebook.parent),
-        progress_bar=True,
-        store_widget_state=False,  # megabytes, for widgets that do nothing without their kernel
-    )
+    with tempfile.TemporaryDirectory(prefix="looped_lib-") as sockets:
+        # Not by TCP: free ports are chosen before the kernel takes them, so that runs side by side take each other's.
+        by_files = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
+        papermill.execute_notebook(
+            str(notebook),
+            str(executed),
+            parameters,
+            kernel_name="python3",
+            cwd=str(notebook.parent),
+            progress_bar=True,
+            store_widget_state=False,  # megabytes, for widgets that do nothing without their kernel
+            config=by_files,
+        )
     return executed
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import nbformat
 import papermill
@@ -87,6 +88,17 @@ def test_is_thin_stripped_and_parametrised(notebook):
     assert not any(c.outputs or c.execution_count for c in code)
     assert not any(re.search(r"^\s*(def|class) ", c.source, re.M) for c in code)
     assert max(len(c.source.splitlines()) for c in code) <= 10
+
+
+def test_kernels_take_no_ports(tmp_path):
+    """Ports are chosen before they are taken: kernels that start at the same time took each other's, and a run failed."""
+    told = "from ipykernel.kernelapp import IPKernelApp\nk = IPKernelApp.instance()\nprint(k.transport, k.ip)"
+    cells = [nbformat.v4.new_code_cell("x: int = 1", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(told)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "n.ipynb")
+    executed = nbformat.read(execute(tmp_path / "n.ipynb", tmp_path / "out", {}), 4)
+    (output,) = executed.cells[-1].outputs
+    transport, ip = output.text.split()
+    assert transport == "ipc" and not Path(ip).parent.exists()  # a folder of its own, which is gone with the kernel
 
 
 def test_an_unknown_parameter_is_refused(tmp_path):
