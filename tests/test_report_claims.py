@@ -333,6 +333,12 @@ def test_recipes_are_judged_to_ten_thousand_loops_over_three_seeds(runs):
     assert verdict(runs, "recipe_carry")["verdict"] == "not confirmed" and verdict(runs, "recipe_carry")["value"] > 0.995
 
 
+def test_a_recipe_that_failed_early_need_not_be_measured_to_ten_thousand_loops(runs):
+    runs(recipe_study("cpu", "carry"), FALLS)
+    row = verdict(runs, "recipe_carry")
+    assert (row["verdict"], row["value"], row["seeds"]) == ("not confirmed", 0, 1)
+
+
 def test_four_digits_are_another_experiment(runs):
     deep = {4: 1, 100: 1, 10_000: 1}
     runs(recipe_study("cpu", "diagonal_noise", digits=4), deep, seeds=(0, 1, 2), last=10_000)
