@@ -297,6 +297,13 @@ def test_what_is_added_to_random_loops_has_to_raise_the_mean(runs, key, configs)
     assert (row["verdict"], row["seeds"]) == (UNDECIDED, 0) and "(never learned with 2 of 2 seeds)" in row["measured"]
 
 
+def test_what_never_learns_where_random_loops_do_is_worse(runs):
+    runs({"random": experiments.random_loops("cpu")}, {4: 1, 100: 0.5}, seeds=(0, 1, 2))
+    runs(input_study("cpu", backprop_loops=1), {4: 0.01, 100: 0.0}, seeds=(0, 1, 2))
+    row = verdict(runs, "truncation_1")
+    assert (row["verdict"], row["value"]) == ("not confirmed", None) and "last loop (never learned with 3 of 3" in row["measured"]
+
+
 def test_truncation_may_cost_two_points(runs):
     runs({"random": experiments.random_loops("cpu")}, {4: 0.6, 100: 0.6}, seeds=(0, 1))
     for level, expected in ((0.59, "confirmed"), (0.57, "not confirmed")):

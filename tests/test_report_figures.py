@@ -82,7 +82,11 @@ def test_long_names_stand_below_the_curves():
     table = curves()
     assert plots.accuracy_bands(table).layout.legend.orientation is None
     table["group"] = "sandwich_branch-LayerNorm"
-    assert plots.accuracy_bands(table).layout.legend.orientation == "h"
+    few = plots.accuracy_bands(table).layout
+    assert few.legend.orientation == "h"
+    many = pd.concat([table.assign(group=f"sandwich_branch-LayerNorm-{i}") for i in range(11)])
+    tall = plots.accuracy_bands(many).layout
+    assert tall.height - tall.margin.b == few.height - few.margin.b and tall.margin.b > few.margin.b  # the plot keeps its place
 
 
 def test_loop_counts_are_those_training_draws():

@@ -5,7 +5,7 @@ its own, with the same axes: for more groups than one panel can show. Of an empt
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -17,6 +17,7 @@ from looped_lib.plots.style import LOOP_TICKS, TEMPLATE, figure, lines, not_run
 _PANELS_IN_A_ROW = 2
 _LONG = 16  # characters of a name that would take too much room beside the curves
 _BELOW = {"orientation": "h", "x": 0, "yref": "container", "y": 0.01, "yanchor": "bottom"}
+_WIDTH, _LINE, _MARKER, _LETTER = 820, 35, 60, 8  # pixels: of a figure and of its legend, as drawn for a paper
 _DECADES = 1.3  # from here on powers of ten are labels enough
 
 
@@ -68,9 +69,16 @@ def _bands(table: pd.DataFrame, x: str, y: str, title: str, axis: str, digits: s
     if several:
         plot.update_layout(title_subtitle_text="mean over seeds, in a band from the least to the greatest")
         plot.update_layout(margin_t=plot.layout.margin.t or 80)
-    if table["group"].str.len().max() > _LONG:
-        plot.update_layout(legend=_BELOW, margin_b=140).update_xaxes(title_standoff=5)
-    return plot
+    names = table["group"].unique()
+    return _legend_below(plot, names) if max(map(len, names)) > _LONG else plot
+
+
+def _legend_below(plot: go.Figure, names: Sequence[str]) -> go.Figure:
+    """The figure grows by the legend's lines from the third on, which would cover the axis."""
+    lines_of_legend = max(2, math.ceil(sum(_MARKER + _LETTER * len(name) for name in names) / _WIDTH))
+    height = plot.layout.height + _LINE * (lines_of_legend - 2)
+    plot.update_layout(legend=_BELOW, height=height, margin_b=70 + _LINE * lines_of_legend)
+    return plot.update_xaxes(title_standoff=5)
 
 
 def _groups(table: pd.DataFrame, panels: list[str]) -> Iterator[tuple[str, pd.DataFrame, dict[str, int]]]:

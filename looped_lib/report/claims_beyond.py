@@ -25,7 +25,7 @@ from looped_lib.report.experiments import (
     recipes,
 )
 from looped_lib.report.flops import overhead, training_flops
-from looped_lib.report.measures import DEEPEST, TRAINED, deep, named, percent, where_learned
+from looped_lib.report.measures import DEEPEST, TRAINED, deep, learned, named, percent, where_learned
 from looped_lib.report.verdicts import SEEDS, Rule
 from looped_lib.sizes import Configs
 
@@ -97,7 +97,7 @@ def _best(
 
 
 def _difference(evidence: Evidence, size: str, pair: Callable[[str], Configs], bar: float = 0.0) -> Finding | None:
-    """Mean accuracy of the second of the pair less that of the first."""
+    """Mean accuracy of the second of the pair less that of the first. One that never learns, where the first does, is worse."""
     configs = pair(size)
     groups = deep(evidence, configs)
     first, second = groups
@@ -108,7 +108,9 @@ def _difference(evidence: Evidence, size: str, pair: Callable[[str], Configs], b
         return f"{named(name, runs)}: mean {percent(r.mean() for r in runs)}, lowest {percent(r.held() for r in runs)}{flops}"
 
     number = where_learned(lambda runs: runs[second].mean(TRAINED, DEEPEST) - runs[first].mean(TRAINED, DEEPEST))
-    return over_seeds(groups, number, lambda x: x > bar, text, Rule.DIFFERENCE, within=(-1, 1))
+    finding = over_seeds(groups, number, lambda x: x > bar, text, Rule.DIFFERENCE, within=(-1, 1))
+    fails = [learned(groups[first][seed]) and not learned(groups[second][seed]) for seed in shared(groups)]
+    return replace(finding, holds=False) if len(fails) >= SEEDS and all(fails) else finding
 
 
 def _recipe(evidence: Evidence, size: str, recipe: str, digits: int = 0) -> Finding | None:
