@@ -94,7 +94,8 @@ def test_kernels_take_no_ports(tmp_path):
     """Ports are chosen before they are taken: kernels that start at the same time took each other's, and a run failed."""
     told = "from ipykernel.kernelapp import IPKernelApp\nk = IPKernelApp.instance()\nprint(k.transport, k.ip)"
     cells = [nbformat.v4.new_code_cell("x: int = 1", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(told)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "n.ipynb")
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path / "n.ipynb")
     executed = nbformat.read(execute(tmp_path / "n.ipynb", tmp_path / "out", {}), 4)
     (output,) = executed.cells[-1].outputs
     transport, ip = output.text.split()
