@@ -85,7 +85,7 @@ def test_two_processes_train_the_same_model(injection, tmp_path):
     train_in_two_processes(config, tmp_path / "two")
     train(config, tmp_path / "one", progress=False)
     a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name in a:  # AdamW divides by small second moments: rounding moves a weight by a part of the rate, 1e-3 a step
+    for name in a:  # AdamW divides by small second moments: rounding moves a weight by a part of the rate
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=5e-5)
 
 
