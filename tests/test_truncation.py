@@ -85,8 +85,10 @@ def test_two_processes_train_the_same_model(injection, tmp_path):
     train_in_two_processes(config, tmp_path / "two")
     train(config, tmp_path / "one", progress=False)
     a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name in a:  # AdamW divides by small second moments: rounding moves a weight by a part of the rate
-        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=5e-5)
+    for name in a:
+        if name.endswith("qkv.bias"):  # a key's bias shifts all scores alike: its gradient is rounding, which AdamW makes a step
+            a[name], b[name] = (torch.cat([w[name].chunk(3)[i] for i in (0, 2)]) for w in (a, b))
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
 
 
 def test_it_needs_one_loop_count_per_batch():
