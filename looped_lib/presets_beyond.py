@@ -10,7 +10,7 @@ from looped_lib.config import CarryConfig, InitialState, InjectionKind, PenaltyC
 from looped_lib.sizes import Configs, base, loops, one_of
 
 RECIPES = ("random", "carry", "stars_carry", "inject", "inject_carry", "inject_penalty", "diagonal_noise")
-_LEARNED = {"smoke": 3, "cpu": 700, "paper": 5000}  # step from which a model of each size knows the task
+_LEARNED = {"smoke": 0.5, "cpu": 0.35, "paper": 0.5}  # share of the steps after which a model of each size knows the task
 
 
 def beyond_study(
@@ -23,7 +23,7 @@ def beyond_study(
     digits: int = 0,
     seed: int = 0,
 ) -> Configs:
-    """One run: that of `recipe_study` if `recipe` is given, else of `input_study`. `digits` 0: as many as the size has."""
+    """One run: that of `recipe_study` if `recipe` is given, else of `input_study`. `digits` 0: as many as the size has (see `base`)."""
     settings = {
         "injection": injection,
         "initial_state": initial_state,
@@ -83,8 +83,9 @@ def recipes(preset: str, seed: int = 0, digits: int = 0) -> Configs:
     experiment = base(preset, seed, digits)
     random = replace(experiment, loops=loops(preset, "log_normal" if preset == "paper" else "uniform"))
     inject = replace(random, model=replace(random.model, injection="add"))
-    carry = CarryConfig(share=0.5, max_loops=200, onset=_LEARNED[preset])
-    penalty = PenaltyConfig(weight=0.01, onset=_LEARNED[preset])
+    learned = round(_LEARNED[preset] * experiment.training.steps)
+    carry = CarryConfig(share=0.5, max_loops=200, onset=learned)
+    penalty = PenaltyConfig(weight=0.01, onset=learned)
     return {
         "random": random,
         "carry": replace(random, carry=carry),

@@ -76,7 +76,8 @@ def test_settings_beyond_the_paper():
     assert replace(config, model=plain.model, training=plain.training) == plain
     assert (config.model.injection, config.model.initial_state, config.training.backprop_loops) == ("diagonal", "random", 2)
     ((name, four),) = presets_beyond.beyond_study("cpu", digits=4, seed=1).items()
-    assert name == "none-4digits-seed1" and four == replace(plain, data=replace(plain.data, digits=4))
+    longer = {"data": replace(plain.data, digits=4), "training": replace(plain.training, steps=2 * plain.training.steps)}
+    assert name == "none-4digits-seed1" and four == replace(plain, **longer)
     ((name, config),) = presets_beyond.input_study("cpu", per_sequence=True).items()
     assert name == "none-per_sequence-seed0" and config.training.per_sequence_loops
 
@@ -96,9 +97,13 @@ def test_recipes_differ_in_what_they_say(preset):
         assert presets_beyond.recipe_study(preset, "stars_carry")["stars_carry-seed0"] == presets.tour(preset)["stars"]
 
 
-def test_another_number_of_digits_is_generated():
+def test_another_number_of_digits_is_generated_and_trained_as_much_longer():
     paper, six = presets.base("paper"), presets.base("paper", digits=6)
     assert paper.data.train_file and six.data == replace(paper.data, digits=6, train_file="", test_file="")
+    assert six == replace(paper, data=six.data, training=replace(paper.training, steps=4 * paper.training.steps))
+    assert presets.base("paper", digits=3).training == paper.training
+    three, four = (presets_beyond.recipes("cpu", digits=digits)["stars_carry"] for digits in (3, 4))
+    assert four.carry.onset == 2 * three.carry.onset == four.penalty.onset == 2 * three.penalty.onset
 
 
 @pytest.mark.parametrize("notebook", presets.CONFIGS)
