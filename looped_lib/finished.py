@@ -1,13 +1,12 @@
 """Whether a finished run is still what its study asks for: what is skipped must not be another experiment."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from looped_lib.config import ExperimentConfig, to_dict
+from looped_lib.config import to_dict
 from looped_lib.files import read_json
 from looped_lib.one_run import DONE
-from looped_lib.runs import flat, read_config
+from looped_lib.runs import flat, portable, read_config
 from looped_lib.study import Parameters, Study, StudyError
 
 
@@ -27,16 +26,10 @@ def check_finished(study: Study, folder: Path, parameters: Parameters) -> None:
             theirs = read_config(folder / name)  # a field younger than the file has its default
         except (FileNotFoundError, ValueError) as e:
             raise StudyError(f"{e}; delete {folder} to run it anew") from None
-        _check_same(folder / name, _portable(theirs), _portable(config))
+        _check_same(folder / name, *(flat(to_dict(portable(c))) for c in (theirs, config)))
 
 
 def _check_same(folder: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
     if differ := sorted(k for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)):
         what = ", ".join(f"{k} {theirs.get(k)!r}, now {mine.get(k)!r}" for k in differ)
         raise StudyError(f"{folder} was run with {what}: delete it, or name the study anew")
-
-
-def _portable(config: ExperimentConfig) -> dict[str, Any]:
-    """The fields by their full names, with data files by name: on another machine they lie elsewhere."""
-    train, test = Path(config.data.train_file).name, Path(config.data.test_file).name
-    return flat(to_dict(replace(config, data=replace(config.data, train_file=train, test_file=test))))

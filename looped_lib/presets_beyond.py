@@ -23,7 +23,7 @@ def beyond_study(
     digits: int = 0,
     seed: int = 0,
 ) -> Configs:
-    """One run: that of `recipe_study` if `recipe` is given, else of `input_study`. `digits` 0: as many as the size has (see `base`)."""
+    """One run: that of `recipe_study` if `recipe` is given, else of `input_study`. `digits` 0: as the size has (see `base`)."""
     settings = {
         "injection": injection,
         "initial_state": initial_state,

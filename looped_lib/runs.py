@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ def read_config(run_dir: str | Path) -> ExperimentConfig:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: {run_dir} is not the folder of a run (runs/<study>/<run>)")
     return from_dict(ExperimentConfig, read_json(path), str(path))
+
+
+def portable(config: ExperimentConfig) -> ExperimentConfig:
+    """The config with its data files by name alone: on another machine they lie elsewhere."""
+    train, test = Path(config.data.train_file).name, Path(config.data.test_file).name
+    return replace(config, data=replace(config.data, train_file=train, test_file=test))
 
 
 def provenance() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from looped_lib.files import read_json
 from looped_lib.metrics import read_metrics
 from looped_lib.ouro.cells import headlines
 from looped_lib.ouro.paper import TASKS
-from looped_lib.runs import RECORDED, find_root
+from looped_lib.runs import RECORDED, find_root, portable
 
 _Result = tuple[Path, dict[str, Any]]
 
@@ -72,14 +72,14 @@ class Evidence:
         self._results = list(_results(self.root))
         found = list(_experiments(self._results, self.root))
         for run in sorted(found, key=lambda run: (-max(run.accuracy), RECORDED in Path(run.folder).parts)):
-            self._runs.setdefault(_nameless(run.config), {}).setdefault(run.config.seed, run)
+            self._runs.setdefault(_seedless(run.config), {}).setdefault(run.config.seed, run)
         self._tuned: dict[tuple[str, str], dict[int, Tuned]] = {}
         for size, mode, seed, tuned in _finetunings(self._results, self.root):
             self._tuned.setdefault((size, mode), {}).setdefault(seed, tuned)
 
     def of(self, config: ExperimentConfig, deepest: int = 0) -> dict[int, Run]:
         """{seed: run} of the experiment, its seed aside, of the runs that were measured at least to `deepest`."""
-        runs = self._runs.get(_nameless(config), {})
+        runs = self._runs.get(_seedless(config), {})
         return {seed: run for seed, run in sorted(runs.items()) if max(run.accuracy) >= deepest}
 
     def tuned(self, size: str, mode: str) -> dict[int, Tuned]:
@@ -147,10 +147,8 @@ class Evidence:
         return sum(map(len, self._runs.values()))
 
 
-def _nameless(config: ExperimentConfig) -> ExperimentConfig:
-    """Without its seed, and with data files by name: on another machine they lie elsewhere."""
-    train, test = Path(config.data.train_file).name, Path(config.data.test_file).name
-    return replace(config, seed=0, data=replace(config.data, train_file=train, test_file=test))
+def _seedless(config: ExperimentConfig) -> ExperimentConfig:
+    return replace(portable(config), seed=0)
 
 
 def _results(root: Path) -> Iterator[_Result]:

@@ -64,7 +64,7 @@ def _counted(config: ExperimentConfig, loops: int) -> int:
         loops=FixedLoops(loops),
         penalty=replace(config.penalty, onset=0),
         training=replace(config.training, batch_size=ROWS, accumulation=1, per_sequence_loops=False),
-        data=replace(config.data, n_train=ROWS, train_file="", test_file=""),
+        data=replace(config.data, n_train=ROWS, n_test=1, train_file="", test_file=""),
     )
     with tempfile.TemporaryDirectory() as folder, sdpa_kernel(SDPBackend.MATH):
         trainer = Trainer(small, Path(folder), progress=False)
