@@ -37,11 +37,14 @@ def run_and_watch(
             time.sleep(LOOK_EVERY)
             shown.update(show(states(study, size, folder, seeds)))
 
-    watch_while(lambda: held(folder))
-    process = start(study, size, folder, jobs, retry, seeds)
-    watch_while(lambda: process.poll() is None)
-    if process.returncode not in (0, SOME_FAILED):
-        raise RuntimeError((folder / LOG).read_text(encoding="utf-8")[-2000:])
+    while True:
+        watch_while(lambda: held(folder))
+        process = start(study, size, folder, jobs, retry, seeds)
+        watch_while(lambda process=process: process.poll() is None)
+        if process.returncode in (0, SOME_FAILED):
+            break
+        if not held(folder):  # else another notebook, which watched the same sweep, was faster
+            raise RuntimeError((folder / LOG).read_text(encoding="utf-8")[-2000:])
     table = states(study, size, folder, seeds)
     shown.update(show(table))
     return table
@@ -54,7 +57,7 @@ def start(
     command = [sys.executable, "-m", "looped_lib.sweep", study.file, "--size", size, "--folder", str(folder), "--jobs", str(jobs)]
     command += ["--retry"] * retry + (["--seeds", *map(str, seeds)] if seeds else [])
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOG, "w") as log:
+    with open(folder / LOG, "a") as log:  # another sweep may still write there
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from looped_lib import sweep as module
 from looped_lib.config import to_dict
 from looped_lib.files import Busy, held, holding, read_json, write_json
 from looped_lib.notebooks import execute
-from looped_lib.one_run import run
+from looped_lib.one_run import LOG, run
 from looped_lib.presets import base
 from looped_lib.run_states import _render, live_table, seconds_left, states, summary
 from looped_lib.runs import find_root
@@ -238,6 +239,18 @@ def test_a_notebook_that_finds_a_sweep_at_work_does_what_that_leaves(folder, mon
     (folder / "mine.yaml").write_text("about: 3")
     with pytest.raises(RuntimeError, match="error: .*mine.yaml, line 1"):
         run_and_watch(study, "cpu", runs)
+
+
+def test_two_notebooks_that_start_the_same_sweep_share_it(folder, monkeypatch):
+    monkeypatch.setattr("looped_lib.sweep_watch.display", lambda *a, **k: SimpleNamespace(update=lambda shown: None))
+    study, runs = load(folder / "slow.yaml"), folder / "runs"
+    with ThreadPoolExecutor() as notebooks:
+        both = [notebooks.submit(run_and_watch, study, "cpu", runs) for _ in range(2)]
+        until(lambda: (runs / LOG).exists() and "another process is at work" in (runs / LOG).read_text())
+        (folder / "go").touch()
+        tables = [notebook.result() for notebook in both]
+    assert [table["state"].to_list() for table in tables] == 2 * [["done"] * 4]
+    assert sum(line.startswith("begin") for line in log(folder)) == 4
 
 
 def test_without_a_terminal_a_run_is_told_when_it_ends(folder, capsys):
