@@ -194,6 +194,29 @@ def load(study: str | Path) -> Study:
 
 
 def _from_yaml(path: Path) -> Study:
+    values, lines = _read_yaml(path)
+    if wrong := _wrong_shape(values):
+        where, what = wrong
+        raise StudyError(f"{path}, line {lines.get(where, 1)}: {where}: {what}")
+    beside, ours = path.resolve().parent / values["notebook"], _ours(values["notebook"])
+    notebook = beside if beside.is_file() else ours
+    if not notebook.is_file():
+        raise StudyError(f"{path}, line {lines['notebook']}: notebook: {ours} is missing, and so is {beside}")
+    return Study(
+        name=path.stem,
+        about=values["about"],
+        notebook=notebook,
+        grid=tuple({k: v if isinstance(v, list) else [v] for k, v in table.items()} for table in _tables(values)),
+        set=values.get("set", {}),
+        seeds=values.get("seeds", (0,)),
+        sizes=values.get("sizes", {}),
+        file=str(path),
+        lines=lines,
+    )
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The table in the file, and the line of each of its fields; StudyError on what is no table, or says a field twice."""
     blob = path.read_bytes()
     try:
         text = blob.decode("utf-8")
@@ -209,46 +232,38 @@ def _from_yaml(path: Path) -> Study:
     except ValueError as e:  # a date that is none, say
         raise StudyError(f"{path}: {e}") from None
     lines = {}
-
-    def fail(where: str, what: str) -> StudyError:
-        return StudyError(f"{path}, line {lines.get(where, 1)}: {where}: {what}")
-
     for where, line in _lines(node):
         if where in lines:
-            raise fail(where, f"is there again in line {line}: give it once")
+            raise StudyError(f"{path}, line {lines[where]}: {where}: is there again in line {line}: give it once")
         lines[where] = line
     if not isinstance(values, dict):
         raise StudyError(f"{path}, line 1: a study is a table of {', '.join(FIELDS)}")
+    return values, lines
+
+
+def _wrong_shape(values: dict[str, Any]) -> tuple[str, str] | None:
+    """A field that is not of the kind a study has there, and what is wrong with it."""
     if unknown := [name for name in values if name not in FIELDS]:
-        raise fail(unknown[0], f"unknown field; a study has {', '.join(FIELDS)}")
+        return unknown[0], f"unknown field; a study has {', '.join(FIELDS)}"
     for name in ("about", "notebook"):
         if not isinstance(values.get(name), str):
-            raise fail(name, "must be a text" if name in values else "is missing")
+            return name, "must be a text" if name in values else "is missing"
     for name in ("set", "sizes"):
         if not isinstance(values.get(name, {}), dict):
-            raise fail(name, "must be a table")
-    tables = values.get("grid", {})
-    tables = tables if isinstance(tables, list) else [tables]
+            return name, "must be a table"
+    tables = _tables(values)
     if not tables or not all(isinstance(table, dict) for table in tables):
-        raise fail("grid", "must be a table of values, or a list of such tables")
+        return "grid", "must be a table of values, or a list of such tables"
     for size, sized in values.get("sizes", {}).items():
         if not isinstance(sized, dict) or not isinstance(sized.get("set", {}), dict):
-            raise fail(f"sizes.{size}", "must be a table of seeds and set")
-    beside, ours = path.resolve().parent / values["notebook"], _ours(values["notebook"])
-    notebook = beside if beside.is_file() else ours
-    if not notebook.is_file():
-        raise fail("notebook", f"{ours} is missing, and so is {beside}")
-    return Study(
-        name=path.stem,
-        about=values["about"],
-        notebook=notebook,
-        grid=tuple({k: v if isinstance(v, list) else [v] for k, v in table.items()} for table in tables),
-        set=values.get("set", {}),
-        seeds=values.get("seeds", (0,)),
-        sizes=values.get("sizes", {}),
-        file=str(path),
-        lines=lines,
-    )
+            return f"sizes.{size}", "must be a table of seeds and set"
+    return None
+
+
+def _tables(values: dict[str, Any]) -> list[Any]:
+    """One table or several under `grid`."""
+    grid = values.get("grid", {})
+    return grid if isinstance(grid, list) else [grid]
 
 
 def _ours(name: str) -> Path:
