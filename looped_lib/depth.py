@@ -71,7 +71,7 @@ def depth_curve(
     if len(problems) == 0 or max_depth < 0:
         raise ValueError(f"depth_curve needs problems and a depth of at least 0, got {len(problems)} and {max_depth}")
     if problems_at_once is None:
-        problems_at_once = 64 if problems.ids.device.type == "cpu" else 8192
+        problems_at_once = 128 if problems.ids.device.type == "cpu" else 8192
     correct = torch.zeros(len(problems), max_depth + 1, dtype=torch.bool)
     sums = torch.zeros(2, max_depth + 1, dtype=torch.float64)
     chunks = equal_lengths(problems, problems_at_once)
