@@ -4,9 +4,9 @@
     python -m looped_lib.sweep my_study.yaml --jobs 4 --retry
 
 makes runs/<study>/<size>/<run>/. A run that fails costs itself only and is reported with its cell and error; `--retry` runs it
-again. Stop the sweep whenever you like: the same command goes on. Ctrl-C ends its runs too; if it is killed they go on alone, and
-are waited for. Runs go side by side on this machine, one for each GPU, or one for each core; or on a cluster that shares the
-folder, through joblib's backend for Dask (`--dask ADDRESS`).
+again. Stop the sweep whenever you like: the same command goes on. Ctrl-C ends its runs too; if it is killed they go on alone, as
+they do on a cluster, and are waited for. Runs go side by side on this machine, one for each GPU, or one for each core; or on a
+cluster that shares the folder, through joblib's backend for Dask (`--dask ADDRESS`).
 """
 
 import argparse
