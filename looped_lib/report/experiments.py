@@ -24,6 +24,7 @@ ESTIMATORS = {
     "spectral_radius, persistent": {"quantity": "spectral_radius", "persistent": True},
     "public code": {"quantity": "public_code"},
 }
+LIGHT = [name for name in ESTIMATORS if "persistent" not in name and name != "public code"]
 
 
 def only(configs: Configs) -> ExperimentConfig:
@@ -51,9 +52,17 @@ def stars(size: str) -> Configs:
     }
 
 
-def estimators(size: str) -> Configs:
-    """Random loops alone, and with each estimator of the penalty at w = 0.1."""
-    return {RANDOM: random_loops(size)} | {name: only(penalty_study(size, **settings)) for name, settings in ESTIMATORS.items()}
+def estimators(size: str, weight: float = 0.1) -> Configs:
+    """Random loops alone, and with each estimator of the penalty that the study `stars` runs at this weight, 0.1 or 0.01."""
+    names = ESTIMATORS if weight == 0.1 else LIGHT
+    penalised = {name: only(penalty_study(size, **ESTIMATORS[name], weight=weight)) for name in names}
+    return {RANDOM: random_loops(size)} | penalised
+
+
+def weighted_estimators(size: str) -> Configs:
+    """Those of both weights: the same weight is not the same strength for different quantities."""
+    light = {f"{name}, w = 0.01": config for name, config in estimators(size, 0.01).items() if name != RANDOM}
+    return estimators(size) | light
 
 
 def random_loops(size: str) -> ExperimentConfig:

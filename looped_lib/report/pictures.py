@@ -38,7 +38,7 @@ def pictures(evidence: Evidence, size: str) -> dict[str, go.Figure]:
         "l2_accuracy": accuracy_bands(_panels(evidence, _blocks(size, l2=0.1)), "Random loops and the L2 penalty: accuracy"),
         "distribution_loss": loss_bands(losses(distributions(size)), "Random loops: training"),
         "loop_counts": loop_counts(drawn),
-        "penalty_accuracy": accuracy_bands(curves(penalties), "Jacobian penalties (w = 0.1): accuracy"),
+        "penalty_accuracy": accuracy_bands(_panels(evidence, _weights(size)), "Jacobian penalties: accuracy, by weight"),
         "penalty_residual": residual_bands(curves(penalties), "Jacobian penalties (w = 0.1): does the state settle?"),
         "penalty_loss": loss_bands(losses(penalties), "Jacobian penalties (w = 0.1): training"),
         "radius": gains(evidence.dynamics(size), "What one loop does to a small difference, in the models of the tour"),
@@ -69,6 +69,10 @@ def _deepnorms(size: str) -> Configs:
 
 def _digits(size: str) -> dict[str, Configs]:
     return {f"{digits} digits": recipes(size, digits) for digits in sorted({base(size).data.digits, 4})}
+
+
+def _weights(size: str) -> dict[str, Configs]:
+    return {f"w = {weight:g}": estimators(size, weight) for weight in (0.1, 0.01)}
 
 
 def _blocks(size: str, l2: float = 0.0) -> dict[str, Configs]:
