@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from looped_lib.config import PenaltyConfig
 from looped_lib.files import read_json
 from looped_lib.jacobian import dense_jacobian, random_signs
-from looped_lib.ouro import costs
+from looped_lib.ouro import costs, loading
 from looped_lib.ouro.config import FinetuneConfig
 from looped_lib.ouro.data import IGNORE, Collator, tokenise
 from looped_lib.regularizers import JacobianPenalty
@@ -351,7 +351,7 @@ def test_weights_from_scratch_follow_from_the_seed(folder):
     for seed in (1, 1, 2):
         c = config(folder, from_scratch=True, seed=seed)
         finetune.set_seed(seed)
-        made.append(finetune.load_model(c, finetune.load_architecture(c)).state_dict())
+        made.append(loading.load_model(c, loading.load_architecture(c)).state_dict())
     finetune.finetune(config(folder, from_scratch=True, seed=1, steps=1, lr=1e-12), folder / "scratch")
     trained = weights(folder / "scratch", 1)
     for name, w in made[0].items():

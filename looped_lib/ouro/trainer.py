@@ -112,7 +112,7 @@ class LoopedTrainer(Trainer):
         self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Weights were loaded when the model was made (`finetune.load_model`)."""
+        """Weights were loaded when the model was made (`loading.load_model`)."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
