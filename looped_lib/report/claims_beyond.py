@@ -126,7 +126,7 @@ def _recipe(evidence: Evidence, size: str, recipe: str, digits: int = 0) -> Find
 
     def text(name: str, found: Sequence[Run]) -> str:
         by_seed = ", ".join(f"{100 * lowest(run):.1f}" for run in found)
-        relative = training_flops(config) / training_flops(replace(random_loops(size), data=config.data))
+        relative = training_flops(config) / training_flops(only(input_study(size, digits=digits)))
         return f"{named(name, found)}: lowest {by_seed} % by seed; {relative:.2f} of the FLOPs of random loops"
 
     found = {s: r for s, r in evidence.of(config, DEEPEST).items() if max(r.accuracy) >= DEPTHS or lowest(r) < HOLDS}
