@@ -8,6 +8,7 @@ import pytest
 from looped_lib import plots
 from looped_lib.ouro.cells import headlines, results
 from looped_lib.ouro.paper import STARS, TASKS
+from looped_lib.plots.style import LOOP_TICKS
 from looped_lib.report.figures import beside_paper, gains
 from looped_lib.sizes import base, loops
 
@@ -76,6 +77,14 @@ def test_panels_share_axes_colours_and_one_legend():
     texts = [note.text for note in figure.layout.annotations]
     assert texts == ["left", "right", "below", "loops T", "exact match, % of held-out problems"]
     assert {figure.layout[f"xaxis{i}"].matches for i in ("", 2)} == {"x3"} and figure.layout.yaxis.matches == "y3"
+
+
+def test_deep_panels_have_room_for_every_other_label():
+    table = pd.concat([curves(panel="left"), curves(panel="right")])
+    assert len(plots.accuracy_bands(table).layout.xaxis.tickvals) == len(LOOP_TICKS)
+    deep = pd.concat([table, table.assign(depth=10_000)])
+    assert list(plots.accuracy_bands(deep).layout.xaxis2.tickvals) == [2, 8, 32, 100, 500, 2000, 10_000]
+    assert len(plots.accuracy_bands(deep.drop(columns="panel")).layout.xaxis.tickvals) == len(LOOP_TICKS)
 
 
 def test_long_names_stand_below_the_curves():
