@@ -29,7 +29,7 @@ from looped_lib.run_states import live_table, states, summary
 from looped_lib.runs import find_root
 from looped_lib.study import Study, StudyError, load, shipped
 
-SOME_FAILED = 3  # exit status; 1 is Python's own, of a sweep that broke
+SOME_FAILED, BUSY = 3, 4  # exit status; 1 is Python's own, of a sweep that broke
 
 
 def default_jobs() -> int:
@@ -76,7 +76,8 @@ def _cluster(address: str | None) -> AbstractContextManager:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a study under a live table; returns the exit status: 0 if all is done, SOME_FAILED, 2 if the study cannot be run."""
+    """Run a study under a live table; returns the exit status: 0 if all is done, SOME_FAILED, 2 if the study cannot be run,
+    BUSY if another sweep is at work on it."""
     parser = argparse.ArgumentParser(prog="python -m looped_lib.sweep", description="Run a study")
     parser.add_argument("study", help=f"a .yaml or .py file, or one of {', '.join(shipped())}")
     parser.add_argument("--size", default="cpu", choices=PRESETS)
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
             table = sweep(study, args.size, folder, args.jobs, args.retry, args.seeds)
     except (StudyError, Busy) as e:
         print(f"error: {e}", file=sys.stderr)
-        return 2
+        return BUSY if isinstance(e, Busy) else 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130

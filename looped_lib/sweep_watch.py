@@ -14,7 +14,7 @@ from looped_lib.files import held
 from looped_lib.one_run import LOG
 from looped_lib.run_states import clock, states, summary
 from looped_lib.study import Study
-from looped_lib.sweep import SOME_FAILED
+from looped_lib.sweep import BUSY, SOME_FAILED
 
 LOOK_EVERY = 2.0  # seconds
 _COLOURS = {"done": "#009E73", "running": "#0072B2", "failed": "#D55E00", "waiting": "#777777"}
@@ -41,10 +41,10 @@ def run_and_watch(
         watch_while(lambda: held(folder))
         process = start(study, size, folder, jobs, retry, seeds)
         watch_while(lambda process=process: process.poll() is None)
-        if process.returncode in (0, SOME_FAILED):
+        if process.returncode != BUSY:  # else another notebook, which watched the same sweep, was faster
             break
-        if not held(folder):  # else another notebook, which watched the same sweep, was faster
-            raise RuntimeError((folder / LOG).read_text(encoding="utf-8")[-2000:])
+    if process.returncode not in (0, SOME_FAILED):
+        raise RuntimeError((folder / LOG).read_text(encoding="utf-8")[-2000:])
     table = states(study, size, folder, seeds)
     shown.update(show(table))
     return table
