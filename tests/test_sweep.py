@@ -193,7 +193,8 @@ def test_a_killed_run_is_a_failure_that_says_so(folder):
 def test_an_interrupt_stops_all_runs_and_fails_none(folder, moment):
     runs = folder / "runs" / "slow" / "cpu"
     command = [sys.executable, "-m", "looped_lib.sweep", str(folder / "slow.yaml"), "--folder", str(runs), "--jobs", "2"]
-    process = subprocess.Popen(command, cwd=find_root(), start_new_session=True, stderr=subprocess.PIPE, text=True)
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell has its background jobs ignore it
+    process = subprocess.Popen(command, cwd=find_root(), start_new_session=True, stderr=subprocess.PIPE, text=True, **heard)
     until(lambda: len(list(runs.glob("*/sweep.log"))) == 2 if moment == "at once" else len(log(folder)) == 2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert process.wait(60) == 130 and process.stderr.read().endswith("interrupted; the same command goes on\n")
