@@ -54,6 +54,21 @@ def test_the_numbers_of_the_tour_are_the_recorded_ones():
     assert quoted == pytest.approx(there, abs=0.5)
 
 
+def test_the_numbers_over_seeds_are_the_recorded_ones():
+    said = " ".join(re.search(r"Over \[five seeds\].*?at 200\.", TEXT, re.S)[0].split())
+    quoted = [float(number) for number in re.findall(r"([\d.]+) %", said)]
+    curves = {
+        name: [
+            dict(zip(result["depths"], result["accuracy"], strict=True))
+            for result in map(read_json, (ROOT / "runs" / "recorded" / "seeds" / "cpu").glob(f"seed=*/{name}/result.json"))
+        ]
+        for name in ("stars", "random")
+    }
+    assert {len(seeds) for seeds in curves.values()} == {5}
+    lowest = min(accuracy for curve in curves["stars"] for depth, accuracy in curve.items() if depth >= 4)
+    assert quoted == pytest.approx([100 * lowest, 100 * max(curve[200] for curve in curves["random"])], abs=0.05)
+
+
 def test_the_numbers_of_the_dynamics_are_the_recorded_ones():
     runs = read_json(ROOT / "runs" / "recorded" / "trajectory_pca" / "result.json")["runs"]
     kinds = {name: {kind for kind, n in run["class"].items() if n} for name, run in runs.items()}
