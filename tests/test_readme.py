@@ -13,6 +13,7 @@ from looped_lib.ouro.cells import EvaluationConfig
 from looped_lib.ouro.harness_presets import evaluation
 from looped_lib.ouro.presets import pretraining, write_architecture
 from looped_lib.presets import base
+from looped_lib.report.measures import LEARNED
 from looped_lib.runs import find_root
 
 ROOT = find_root()
@@ -20,6 +21,12 @@ TEXT = (ROOT / "README.md").read_text()
 
 
 TOUR_NUMBERS = (("fixed", 4), ("fixed", 8), ("random", 8), ("random", 16))
+
+
+def by_depth(path) -> dict[int, float]:
+    """The accuracy of a run's result.json by loop count."""
+    result = read_json(path)
+    return dict(zip(result["depths"], result["accuracy"], strict=True))
 
 
 def blocks(language: str) -> list[str]:
@@ -57,13 +64,8 @@ def test_the_numbers_of_the_tour_are_the_recorded_ones():
 def test_the_numbers_over_seeds_are_the_recorded_ones():
     said = " ".join(re.search(r"Over \[five seeds\].*?at 200\.", TEXT, re.S)[0].split())
     quoted = [float(number) for number in re.findall(r"([\d.]+) %", said)]
-    curves = {
-        name: [
-            dict(zip(result["depths"], result["accuracy"], strict=True))
-            for result in map(read_json, (ROOT / "runs" / "recorded" / "seeds" / "cpu").glob(f"seed=*/{name}/result.json"))
-        ]
-        for name in ("stars", "random")
-    }
+    folder = ROOT / "runs" / "recorded" / "seeds" / "cpu"
+    curves = {name: [by_depth(path) for path in folder.glob(f"seed=*/{name}/result.json")] for name in ("stars", "random")}
     assert {len(seeds) for seeds in curves.values()} == {5}
     lowest = min(accuracy for curve in curves["stars"] for depth, accuracy in curve.items() if depth >= 4)
     assert quoted == pytest.approx([100 * lowest, 100 * max(curve[200] for curve in curves["random"])], abs=0.05)
@@ -124,6 +126,16 @@ def test_what_the_report_says_is_what_is_recorded():
         by_seed = [float(x) for x in re.search(r"lowest ([\d., ]+) % by seed", claims[key]["measured"])[1].split(", ")]
         assert len(by_seed) == 3 and min(by_seed) == worst
         assert claims[key]["verdict"] == ("confirmed" if worst == 100 else "not confirmed")
+
+
+def test_what_blocks_and_the_l2_penalty_keep_together_is_recorded():
+    kept = [
+        100 * accuracy[100]
+        for path in (ROOT / "runs/recorded/random_loops/cpu").glob("*l2=0.1,*/*/result.json")
+        if "prelude=0,coda=0" not in str(path) and (accuracy := by_depth(path))[4] >= LEARNED
+    ]
+    quoted = re.search(r"together, where they learn the task, ([\d.]+) to ([\d.]+) % at 100 loops", TEXT)
+    assert [float(number) for number in quoted.groups()] == pytest.approx([min(kept), max(kept)], abs=0.05)
 
 
 def test_make_targets_exist():
