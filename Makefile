@@ -8,7 +8,7 @@ SIZE ?= cpu
 .PHONY: tour test lab bench data sweep report
 
 tour: $(VENV)/.installed  ## train three small models, measure them at 0 to 200 loops, write runs/tour/
-	$(RUN) -m looped_lib.notebooks notebooks/00_tour.ipynb runs/tour
+	$(RUN) -m looped_lib.studies.batch notebooks/00_tour.ipynb runs/tour
 
 test: $(VENV)/.test-installed $(VENV)/.vllm-installed  ## lint and test
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
@@ -21,13 +21,13 @@ bench: $(VENV)/.installed  ## speed ratios into runs/bench/result.json
 	$(RUN) -m looped_lib.bench
 
 sweep: $(VENV)/.installed  ## run a study of looped_lib/studies/ into runs/: make sweep STUDY=norms SIZE=cpu
-	$(RUN) -m looped_lib.sweep $(STUDY) --size $(SIZE)
+	$(RUN) -m looped_lib.studies.sweep $(STUDY) --size $(SIZE)
 
 report: $(VENV)/.installed  ## every claim of the paper beside what the run folders hold, into runs/report/
 	$(RUN) -m looped_lib.report
 
 data: $(VENV)/.installed  ## write the files of data/ anew
-	$(RUN) -m looped_lib.make_data
+	$(RUN) -m looped_lib.tasks.write_data
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

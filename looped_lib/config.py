@@ -17,8 +17,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from looped_lib import checks, samplers
-from looped_lib.checks import ConfigError
+from looped_lib import samplers
+from looped_lib.core import checks
+from looped_lib.core.checks import ConfigError
 from looped_lib.samplers import FixedLoops, LoopSampler
 
 NormPlacement = Literal["pre_norm", "post_norm", "sandwich_branch", "sandwich_dual"]

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from looped_lib.config import PenaltyConfig
-from looped_lib.jacobian import (
+from looped_lib.dynamics.jacobian import (
     Product,
     Step,
     Stream,
@@ -35,8 +35,8 @@ from looped_lib.jacobian import (
     squared_fro,
     vjp,
 )
-from looped_lib.model import evaluating
-from looped_lib.state import loop_at
+from looped_lib.models.looped import evaluating
+from looped_lib.models.state import loop_at
 
 PRODUCTS: dict[str, Product] = {"vjp": vjp, "jvp": jvp, "finite_difference": finite_difference}
 _POWER_ITERATIONS = {"spectral_norm": spectral_norm, "spectral_radius": spectral_radius}

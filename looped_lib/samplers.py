@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import special, stats
 
-from looped_lib import checks
+from looped_lib.core import checks
 
 _STREAM = 0x100  # keeps loop counts independent of every other stream derived from the same seed
 

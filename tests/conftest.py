@@ -9,11 +9,15 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-TENSOR_CODE = (
-    "model blocks dropout linear cache jacobian regularizers carry objective batches training prefixes depth addition "
-    "lengths state injection initial_state trajectory pca spectrum fixed_points anderson exits ouro.cache ouro.gate ouro.modeling"
-)
-install_import_hook([f"looped_lib.{name}" for name in TENSOR_CODE.split()], "typecheck.check")
+TENSOR_CODE = {
+    "looped_lib.models": "looped blocks dropout linear cache lengths state injection initial_state",
+    "looped_lib.tasks": "addition",
+    "looped_lib.dynamics": "jacobian prefixes depth trajectory pca spectrum fixed_points anderson exits",
+    "looped_lib": "regularizers",
+    "looped_lib.training": "carry objective batches trainer",
+    "looped_lib.ouro.model": "cache gate modeling",
+}
+install_import_hook([f"{room}.{name}" for room, names in TENSOR_CODE.items() for name in names.split()], "typecheck.check")
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in kernels and commands too: two threads on small tensors mostly wait for each other
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from looped_lib.ouro import presets
-from looped_lib.ouro.data import prompt_text
-from looped_lib.ouro.evaluate import END_OF_TURN
-from looped_lib.ouro.modeling import OuroConfig, OuroForCausalLM
-from looped_lib.runs import find_root
+from looped_lib.core.project import find_root
+from looped_lib.ouro.evaluate.accuracy import END_OF_TURN
+from looped_lib.ouro.finetune import presets
+from looped_lib.ouro.finetune.data import prompt_text
+from looped_lib.ouro.model.modeling import OuroConfig, OuroForCausalLM
 
 TOKENIZER = AutoTokenizer.from_pretrained(find_root() / "data" / "tokenizer")
 ROWS = [json.loads(line) for line in (find_root() / "data" / "word_problems" / "test.jsonl").read_text().splitlines()[:20]]

@@ -21,15 +21,15 @@ from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
 from looped_lib.config import PenaltyConfig, to_dict
-from looped_lib.files import write_jsonl
-from looped_lib.ouro import finetune, saving
-from looped_lib.ouro.config import ChatDataConfig, FinetuneConfig, UpdatesConfig
-from looped_lib.ouro.configuration import OuroConfig
-from looped_lib.ouro.modeling import OuroForCausalLM
-from looped_lib.ouro.word_problems import generate
-from looped_lib.processes import leave, process_group
-from looped_lib.runs import find_root
+from looped_lib.core.files import write_jsonl
+from looped_lib.core.project import find_root
+from looped_lib.ouro.finetune import job, saving
+from looped_lib.ouro.finetune.config import ChatDataConfig, FinetuneConfig, UpdatesConfig
+from looped_lib.ouro.model.configuration import OuroConfig
+from looped_lib.ouro.model.modeling import OuroForCausalLM
 from looped_lib.samplers import FixedLoops
+from looped_lib.tasks.word_problems import generate
+from looped_lib.training.processes import leave, process_group
 
 TOKENIZER = find_root() / "data" / "tokenizer"
 ROWS = [{**row, "solution": row["solution"] * (1 + i % 4)} for i, row in enumerate(generate(24, seed=1))]
@@ -150,13 +150,13 @@ def _work(runs: Sequence[Run], rank: int, processes: int, port: int, prepare: Pr
         path = runs[0][1].with_suffix(".json")
         path.write_text(json.dumps(to_dict(runs[0][0])))
         sys.argv = ["finetune", str(path), str(runs[0][1])]
-        finetune.main()
+        job.main()
     else:
         kept = []  # a trainer whose life ends here may not let the process go on (see `processes.leave`)
         with process_group():
             for config, run_dir in runs:
-                kept.append(trainer := finetune.prepare(config, run_dir))
-                finetune.train(trainer)
+                kept.append(trainer := job.prepare(config, run_dir))
+                job.train(trainer)
         leave()
 
 

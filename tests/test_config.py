@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from looped_lib import config as c
 from looped_lib.config import ConfigError, ExperimentConfig, from_dict, to_dict
-from looped_lib.presets import jacobian_study, norm_study, random_loop_study, tour
 from looped_lib.samplers import LogNormalPoissonLoops
+from looped_lib.studies.paper import jacobian_study, norm_study, random_loop_study, tour
 
 
 def test_every_experiment_survives_json():

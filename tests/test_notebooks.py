@@ -9,9 +9,9 @@ import nbformat
 import papermill
 import pytest
 
-from looped_lib.files import read_json
-from looped_lib.notebooks import execute, export_html, parse_parameters
-from looped_lib.runs import find_root
+from looped_lib.core.files import read_json
+from looped_lib.core.project import find_root
+from looped_lib.studies.batch import execute, export_html, parse_parameters
 
 NOTEBOOKS = sorted((find_root() / "notebooks").glob("*.ipynb"))
 RUNS = {

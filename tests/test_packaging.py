@@ -7,7 +7,7 @@ import tomllib
 import pytest
 import yaml
 
-from looped_lib.runs import find_root
+from looped_lib.core.project import find_root
 
 ROOT = find_root()
 
@@ -45,6 +45,8 @@ def test_lab_listens_on_this_machine_only():
 
 
 def test_training_imports_without_jupyter_or_plotly_and_prints_nothing():
-    code = "import sys, looped_lib.training; sys.exit(bool({'plotly', 'IPython', 'papermill', 'pandas'} & set(sys.modules)))"
+    code = (
+        "import sys, looped_lib.training.trainer; sys.exit(bool({'plotly', 'IPython', 'papermill', 'pandas'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and not done.stdout, done

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from looped_lib.config import from_dict, to_dict
-from looped_lib.files import read_json, write_json
-from looped_lib.ouro.cells import EvaluationConfig
-from looped_lib.ouro.harness_presets import evaluation
-from looped_lib.ouro.presets import pretraining, write_architecture
-from looped_lib.presets import base
+from looped_lib.core.files import read_json, write_json
+from looped_lib.core.project import find_root
+from looped_lib.ouro.evaluate.cells import EvaluationConfig
+from looped_lib.ouro.evaluate.presets import evaluation
+from looped_lib.ouro.finetune.presets import pretraining, write_architecture
 from looped_lib.report.measures import LEARNED
-from looped_lib.runs import find_root
+from looped_lib.studies.paper import base
 
 ROOT = find_root()
 TEXT = (ROOT / "README.md").read_text()
@@ -166,7 +166,7 @@ def test_commands_run_as_written(command, project):
     before = set(project.iterdir())
     done = subprocess.run(command, shell=True, cwd=project, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
-    if "looped_lib.prune" in command:  # the one that only lists
+    if "looped_lib.runs.prune" in command:  # the one that only lists
         assert "can go" in done.stdout and set(project.iterdir()) == before
     else:
         assert set(project.iterdir()) > before

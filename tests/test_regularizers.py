@@ -6,8 +6,8 @@ from torch import nn
 
 from looped_lib import regularizers
 from looped_lib.config import ModelConfig, PenaltyConfig
-from looped_lib.jacobian import dense_jacobian
-from looped_lib.model import LoopedTransformer
+from looped_lib.dynamics.jacobian import dense_jacobian
+from looped_lib.models.looped import LoopedTransformer
 from looped_lib.regularizers import JacobianPenalty, l2_penalty, public_code_penalty
 
 ALL = [(q, p) for q in ("squared_fro", "spectral_norm", "spectral_radius") for p in ("vjp", "jvp", "finite_difference")]
@@ -54,7 +54,7 @@ def test_gradient_with_respect_to_parameters_by_gradcheck(quantity, product, pla
     if quantity == "spectral_norm":  # its only detached product depends on the parameters: freeze what it returns
         frozen = vector / vector.flatten(1).norm(dim=1)[:, None, None]
         transpose = "jvp" if product == "vjp" else "vjp"
-        monkeypatch.setattr(f"looped_lib.jacobian.{transpose}", lambda step, h, v: frozen)
+        monkeypatch.setattr(f"looped_lib.dynamics.jacobian.{transpose}", lambda step, h, v: frozen)
     up, out = model.layers[0].mlp.sublayer.up.weight, model.layers[0].attention.sublayer.qkv.weight
 
     def r(*_):

@@ -4,8 +4,8 @@ import torch
 from other_ouro import Sizes
 from torch import Tensor
 
-from looped_lib.ouro.configuration import OuroConfig
-from looped_lib.ouro.modeling import OuroForCausalLM
+from looped_lib.ouro.model.configuration import OuroConfig
+from looped_lib.ouro.model.modeling import OuroForCausalLM
 
 SIZES = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 50.0}

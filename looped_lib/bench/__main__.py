@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from looped_lib.bench import depth, spectrum, train_step, vllm
-from looped_lib.files import read_json, write_json
-from looped_lib.runs import find_root
+from looped_lib.core.files import read_json, write_json
+from looped_lib.core.project import find_root
 
 _TRAIN_STEP = (
     "train_step_vs_public",

@@ -11,12 +11,12 @@ import time
 import torch
 import torch.nn.functional as F
 
-from looped_lib.addition import EOS, Problems, generate_problems
-from looped_lib.allocator import keep_freed_memory
 from looped_lib.bench import public_form
 from looped_lib.config import ModelConfig
-from looped_lib.depth import depth_curve
-from looped_lib.model import LoopedTransformer
+from looped_lib.dynamics.depth import depth_curve
+from looped_lib.models.looped import LoopedTransformer
+from looped_lib.tasks.addition import EOS, Problems, generate_problems
+from looped_lib.training.memory import keep_freed_memory
 
 _CHUNK, _CHUNKS = 64, 5
 _SAMPLE = slice(None, None, _CHUNK // 2)  # of a chunk's problems, for the naive form: two

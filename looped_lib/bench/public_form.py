@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from looped_lib.addition import IGNORE, PAD, Problems
-from looped_lib.model import LoopedTransformer
+from looped_lib.models.looped import LoopedTransformer
+from looped_lib.tasks.addition import IGNORE, PAD, Problems
 
 
 class PublicAttention(nn.Module):

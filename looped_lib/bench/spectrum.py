@@ -8,11 +8,11 @@ import time
 
 import torch
 
-from looped_lib.allocator import keep_freed_memory
 from looped_lib.config import ModelConfig
-from looped_lib.jacobian import dense_jacobian
-from looped_lib.model import LoopedTransformer
-from looped_lib.spectrum import exact_radius
+from looped_lib.dynamics.jacobian import dense_jacobian
+from looped_lib.dynamics.spectrum import exact_radius
+from looped_lib.models.looped import LoopedTransformer
+from looped_lib.training.memory import keep_freed_memory
 
 _REPEATS = 5
 

@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from looped_lib.addition import generate_problems
 from looped_lib.bench import public_form
 from looped_lib.bench.worker import NO_GPU, Calls, Worker, median_seconds
 from looped_lib.config import DataConfig, ExperimentConfig, ModelConfig, PenaltyConfig, TrainingConfig
-from looped_lib.linear import pointwise_convolution
-from looped_lib.model import LoopedTransformer
+from looped_lib.models.linear import pointwise_convolution
+from looped_lib.models.looped import LoopedTransformer
 from looped_lib.samplers import FixedLoops
-from looped_lib.training import Trainer
+from looped_lib.tasks.addition import generate_problems
+from looped_lib.training.trainer import Trainer
 
 
 def paper_step(n_loops: int = 8, batch_size: int = 512, model: ModelConfig | None = None) -> ExperimentConfig:

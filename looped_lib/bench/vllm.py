@@ -15,12 +15,12 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from looped_lib.bench.worker import Calls, Worker, median_seconds
-from looped_lib.ouro.data import prompt_text
-from looped_lib.ouro.harness_presets import write_random
-from looped_lib.ouro.kv_memory import kv_bytes_per_token
-from looped_lib.ouro.modeling import OuroForCausalLM
-from looped_lib.ouro.presets import TRAINED_DEPTH
-from looped_lib.runs import find_root
+from looped_lib.core.project import find_root
+from looped_lib.ouro.evaluate.presets import write_random
+from looped_lib.ouro.finetune.data import prompt_text
+from looped_lib.ouro.finetune.presets import TRAINED_DEPTH
+from looped_lib.ouro.model.modeling import OuroForCausalLM
+from looped_lib.ouro.serve.kv_memory import kv_bytes_per_token
 
 TIE = 1e-4  # nats; what float32 leaves open between two orders of summation is less
 _ENGINE = {

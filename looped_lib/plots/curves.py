@@ -7,8 +7,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from looped_lib.dynamics.trajectory import Trajectory
 from looped_lib.plots.style import LOOP_TICKS, TEMPLATE, figure, lines
-from looped_lib.trajectory import Trajectory
 
 
 def accuracy_by_depth(

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from looped_lib.dynamics.trajectory import LogitLens, Trajectory
 from looped_lib.plots.style import TEMPLATE
-from looped_lib.trajectory import LogitLens, Trajectory
 
 _PANELS = (  # title, unit, whether on a log scale
     ("norm", "||h||", False),

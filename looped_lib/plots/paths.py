@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from plotly.basedatatypes import BaseTraceType
 from plotly.subplots import make_subplots
 
-from looped_lib.pca import Projection
+from looped_lib.dynamics.pca import Projection
 from looped_lib.plots.style import PALETTE, TEMPLATE, lines
 
 _TITLE = "Trajectories of the state (○ h_0, ◆ last loop)"

@@ -7,11 +7,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from looped_lib.notebooks import execute, export_html
+from looped_lib.core.project import find_root
 from looped_lib.report.browser import NoBrowser
 from looped_lib.report.export import save_pdf
-from looped_lib.runs import find_root
-from looped_lib.sizes import PRESETS
+from looped_lib.studies.batch import execute, export_html
+from looped_lib.studies.sizes import PRESETS
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from looped_lib.report.evidence import Evidence, Run
 from looped_lib.report.verdicts import Rule, decide
-from looped_lib.seeds import interval
+from looped_lib.runs.statistics import interval
 
 NOT_RUN = "not run"
 UNDECIDED = "undecided"

@@ -10,8 +10,6 @@ from functools import partial
 from math import log10
 
 from looped_lib.config import ExperimentConfig
-from looped_lib.presets import penalty_study
-from looped_lib.presets_beyond import input_study
 from looped_lib.report.claims import Claim, Finding, over_seeds, shared
 from looped_lib.report.evidence import Evidence, Run
 from looped_lib.report.experiments import (
@@ -27,7 +25,9 @@ from looped_lib.report.experiments import (
 from looped_lib.report.flops import overhead, training_flops
 from looped_lib.report.measures import DEEPEST, TRAINED, deep, learned, named, percent, where_learned
 from looped_lib.report.verdicts import SEEDS, Rule
-from looped_lib.sizes import Configs
+from looped_lib.studies.beyond import input_study
+from looped_lib.studies.paper import penalty_study
+from looped_lib.studies.sizes import Configs
 
 DEPTHS = 10_000
 HOLDS = 0.995

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from looped_lib.ouro.paper import STARS, STATED, TASKS
+from looped_lib.ouro.evaluate.paper import STARS, STATED, TASKS
 from looped_lib.report.claims import Claim, Finding, over_seeds
 from looped_lib.report.evidence import Evidence, Tuned
 from looped_lib.report.verdicts import Rule

@@ -15,12 +15,13 @@ from typing import Any
 import pandas as pd
 
 from looped_lib.config import ExperimentConfig, from_dict
-from looped_lib.digits import NAME as DIGITS
-from looped_lib.files import read_json
-from looped_lib.metrics import read_metrics
-from looped_lib.ouro.cells import headlines
-from looped_lib.ouro.paper import TASKS
-from looped_lib.runs import RECORDED, find_root, portable
+from looped_lib.core.files import read_json
+from looped_lib.core.project import RECORDED, find_root
+from looped_lib.ouro.evaluate.cells import headlines
+from looped_lib.ouro.evaluate.paper import TASKS
+from looped_lib.runs.digits import NAME as DIGITS
+from looped_lib.runs.folders import portable
+from looped_lib.training.metrics import read_metrics
 
 _Result = tuple[Path, dict[str, Any]]
 
@@ -37,7 +38,7 @@ class Run:
     seconds: float
     lowest: dict[str, float] = field(default_factory=dict)
     digits: dict[int, dict[int, float]] = field(default_factory=dict)
-    """By digits of the operands, where that was measured (`looped_lib.digits`), the accuracy by loop count."""
+    """By digits of the operands, where that was measured (`looped_lib.runs.digits`), the accuracy by loop count."""
 
     def held(self, first: int = 4, last: int = 100) -> float:
         """The lowest accuracy at a recorded depth from `first` to `last`; at any depth, if the run was measured to `last`."""

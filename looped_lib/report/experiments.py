@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import get_args
 
 from looped_lib.config import ExperimentConfig, NormPlacement
-from looped_lib.presets import jacobian_study, loops_study, norm_study, penalty_study
-from looped_lib.presets_beyond import RECIPES, input_study, recipe_study
-from looped_lib.sizes import Configs
+from looped_lib.studies.beyond import RECIPES, input_study, recipe_study
+from looped_lib.studies.paper import jacobian_study, loops_study, norm_study, penalty_study
+from looped_lib.studies.sizes import Configs
 
 GROWING, BOUNDED = ("pre_norm", "sandwich_branch"), ("post_norm", "sandwich_dual")
 TYPES = ("LayerNorm", "RMSNorm", "SimpleNorm")

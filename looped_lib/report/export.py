@@ -13,7 +13,7 @@ import kaleido
 import plotly.graph_objects as go
 from choreographer.errors import BrowserFailedError
 
-from looped_lib.files import replacing
+from looped_lib.core.files import replacing
 from looped_lib.report.browser import FLAGS, NoBrowser, find_browser
 
 WIDTH, HEIGHT = 900, 520  # in pixels, of a figure that is not larger; a PNG has twice as many

@@ -1,4 +1,4 @@
-"""Figures of the report from whole results (curves by group: `plots.bands`). Without results each says "not run"."""
+"""Figures of the report from whole results (curves by group: `bands`). Without results each says "not run"."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from looped_lib.ouro.paper import STARS, TASKS
+from looped_lib.ouro.evaluate.paper import STARS, TASKS
 from looped_lib.plots.spectra import gains_by_loop
 from looped_lib.plots.style import figure, lines, not_run
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 from looped_lib.config import ExperimentConfig, PenaltyConfig
 from looped_lib.samplers import FixedLoops
-from looped_lib.training import Trainer
+from looped_lib.training.trainer import Trainer
 
 ROWS = 16  # of the counted batch; all terms of a step are proportional to it
 

@@ -6,7 +6,7 @@ Addition is trained at T = 4, or at random T with a mean near it, and measured t
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from looped_lib.report.evidence import Evidence, Run
-from looped_lib.sizes import Configs
+from looped_lib.studies.sizes import Configs
 
 TRAINED, DEEPEST = 4, 100
 LEARNED = 0.5  # accuracy at the trained depth, below which a run says nothing about depth

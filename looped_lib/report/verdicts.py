@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 
-from looped_lib.seeds import interval
+from looped_lib.runs.statistics import interval
 
 SEEDS = 3  # of a claim that something always holds: the paper's one run does not tell "always" from "once"
 

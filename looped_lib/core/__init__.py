@@ -1,0 +1,1 @@
+"""Ground floor: checks and files."""

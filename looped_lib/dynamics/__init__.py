@@ -1,0 +1,1 @@
+"""What a model does as it loops: Jacobian, spectrum, trajectories, depth, exits."""

@@ -1,0 +1,1 @@
+"""What is looped: the small transformer and its parts."""

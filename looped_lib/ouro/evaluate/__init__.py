@@ -1,0 +1,1 @@
+"""Ouro's accuracy by loop count: its own test set, and lm-eval's."""

@@ -1,0 +1,158 @@
+"""Accuracy of Ouro checkpoints by loop count on benchmarks, by EleutherAI's lm-eval harness.
+
+    python -m looped_lib.ouro.evaluate.harness EVALUATION.json OUT
+
+EVALUATION.json is an `EvaluationConfig` (`cells` says what lands in OUT). One engine serves all tasks of a checkpoint at a depth,
+so that weights are loaded once per depth, in a process of its own (`harness_worker`): its memory is free when it ends, and a
+crash costs the cell it was at. A rerun measures only what is not there, and tries again what failed.
+"""
+
+import argparse
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from looped_lib.config import from_dict, to_dict
+from looped_lib.core.checks import ConfigError
+from looped_lib.core.files import read_json, write_json
+from looped_lib.ouro.evaluate.cells import Cell, EvaluationConfig, cells, failures, results
+from looped_lib.ouro.evaluate.checks import Checked, check
+
+LOOK_EVERY = 0.2  # seconds
+LOG_LINES = 15  # of a dead engine's log, in the reason of a failure
+
+
+def evaluate(config: EvaluationConfig, out: str | Path, progress: bool = True) -> pd.DataFrame:
+    """Measure every cell that is not there yet; returns `results(out)`. What failed is in `failures(out)`.
+
+    ConfigError, before an engine starts, on what `check` finds, and if another evaluation is at work in `out`. Interrupted, it
+    ends its engine; done cells stay.
+    """
+    out = Path(out).resolve()
+    grid = list(cells(config, out))
+    checked = check(config, grid)
+    todo = [cell for cell in grid if not cell.result.exists()]
+    if not todo:
+        return results(out)
+    with _alone(out), tqdm(total=len(grid), initial=len(grid) - len(todo), disable=not progress, unit="cell") as bar:
+        for folder in dict.fromkeys(cell.folder for cell in todo):
+            mine = [cell for cell in todo if cell.folder == folder]
+            bar.set_description(f"{mine[0].checkpoint}, T={mine[0].depth}")
+            _measure(config, checked, mine, bar)
+    return results(out)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Two evaluations in one folder would take each other's engines for their own."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "lock", "w") as lock:  # the system lets go of it when this process ends, however it does
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another evaluation is at work in {out}: wait for it, or choose another folder") from None
+        yield
+
+
+def _measure(config: EvaluationConfig, checked: Checked, todo: list[Cell], bar: tqdm) -> None:
+    """Run engines until each of the cells, all of one checkpoint and depth, is done or has failed."""
+    for cell in todo:
+        cell.failure.unlink(missing_ok=True)
+    while left := [cell for cell in todo if cell.open]:
+        status = _run_engine(config, checked, left, bar)
+        for cell in _lost(left):
+            log = cell.folder / "engine" / "log.txt"
+            end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
+            reason = f"the engine died ({_describe(status)}); the end of {log}:\n{end}"
+            write_json(cell.failure, {"model": cell.checkpoint, "task": cell.task, "depth": cell.depth, "reason": reason})
+            bar.update()
+    for cell in todo:
+        if cell.failure.exists():
+            said = f"{cell.checkpoint}, T={cell.depth}, {cell.task} failed: {read_json(cell.failure)['reason']}"
+            bar.write(said, file=sys.stderr)
+
+
+def _run_engine(config: EvaluationConfig, checked: Checked, left: list[Cell], bar: tqdm) -> int:
+    """One engine over cells of one checkpoint and depth; the bar moves as they land. Returns the exit status."""
+    cell, folder = left[0], left[0].folder / "engine"
+    spec = {"config": to_dict(config), "checkpoint": cell.checkpoint, "depth": cell.depth}
+    spec |= {"tasks": {c.task: checked.tasks[c.task] for c in left}, "weights": checked.weights[cell.checkpoint]}
+    write_json(folder / "spec.json", spec)
+    (folder / "at").write_text("")
+    with open(folder / "log.txt", "ab") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-u", "-m", "looped_lib.ouro.evaluate.worker", str(folder)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | ({"HF_HUB_OFFLINE": "1"} if checked.offline else {}),
+            start_new_session=True,
+        )
+    before = bar.n
+    try:
+        while True:
+            status = worker.poll()
+            if landed := before + sum(not c.open for c in left) - bar.n:
+                bar.update(landed)
+            if status is not None:
+                return status
+            time.sleep(LOOK_EVERY)
+    finally:  # interrupted, too: neither the engine nor what it started stays behind
+        _end(worker)
+
+
+def _end(worker: subprocess.Popen) -> None:
+    """End a worker that still runs, and all processes of its session; also if the user interrupts once more."""
+    try:
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(worker.pid, signal.SIGTERM)
+            worker.wait(5)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+
+
+def _lost(left: list[Cell]) -> list[Cell]:
+    """The cells that an engine which ended left without an outcome, and that must not be tried again.
+
+    That is the one it was at. It was at none if it did not even start: the others would fare no better.
+    """
+    at, without = (left[0].folder / "engine" / "at").read_text(), [cell for cell in left if cell.open]
+    return [cell for cell in without if at in ("", cell.task)]
+
+
+def _describe(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}"
+    return f"killed by {signal.Signals(-status).name}" + (", often for want of memory" if -status == signal.SIGKILL else "")
+
+
+def main() -> int:
+    """Measure and print; exit status 1 if a cell failed, 2 on a wrong config, 130 if interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m looped_lib.ouro.evaluate.harness", description="Evaluate Ouro by loop count")
+    parser.add_argument("config", type=Path, help="an EvaluationConfig as JSON")
+    parser.add_argument("out", type=Path, help="folder for the results")
+    args = parser.parse_args()
+    try:
+        table = evaluate(from_dict(EvaluationConfig, read_json(args.config), str(args.config)), args.out)
+    except (OSError, ValueError) as e:
+        parser.error(str(e))
+    except KeyboardInterrupt:
+        print("interrupted; what is done stays, and the same command goes on from there", file=sys.stderr)
+        return 130
+    print(table.to_string(index=False))
+    return 1 if len(failures(args.out)) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

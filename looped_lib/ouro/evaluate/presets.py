@@ -1,0 +1,105 @@
+"""Evaluations by preset.
+
+smoke   a minute: does everything run?                     a tiny Ouro with random weights, on the word problems
+cpu     minutes: the small models of notebook 05           on the word problems, at 1 to 16 loops
+paper   Ouro-1.4B and its fine-tunings by notebook 05      the five benchmarks of arXiv 2605.26733 at 4 and 8 loops, on a GPU
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from looped_lib.core.checks import ConfigError
+from looped_lib.core.project import find_root
+from looped_lib.ouro.evaluate.cells import EvaluationConfig
+from looped_lib.ouro.finetune import presets
+from looped_lib.ouro.finetune.folder import MODEL
+from looped_lib.ouro.model.configuration import OuroConfig
+from looped_lib.ouro.model.modeling import OuroForCausalLM
+
+DEPTHS = {"smoke": (2, 4), "cpu": (1, 2, 3, 4, 6, 8, 12, 16), "paper": (4, 8)}
+# As the small models were trained.
+SMALL = {"system_prompt": "", "max_len": 256, "max_new_tokens": 64, "dtype": "float32", "batch_size": 64}
+SMALL_VLLM = {"enforce_eager": True, "kv_cache_memory_bytes": 2**28}  # starts in seconds
+
+
+def evaluation(
+    preset: str,
+    out: str | Path,
+    runs: str = "",
+    checkpoints: str = "",
+    tasks: str = "",
+    depths: str | int = "",
+    data: str = "",
+    task_folder: str = "",
+    limit: int = 0,
+    backend: str = "",
+) -> EvaluationConfig:
+    """The evaluation of a preset, or of what is named instead: texts with spaces between, `name=path` where two belong together.
+
+    `runs` is the folder of notebook 05's runs (default: runs/ouro_finetune). The backend is vLLM for `paper` where it is
+    installed; a small model has answered with transformers before a vLLM has started.
+    ConfigError on what cannot be read, and if there is nothing to evaluate.
+    """
+    if preset not in presets.PRESETS:
+        raise ConfigError(f"preset must be one of {', '.join(presets.PRESETS)}, got {preset!r}")
+    backend = backend or ("vllm" if preset == "paper" and find_spec("vllm") else "transformers")
+    settings: dict[str, Any] = {} if preset == "paper" else {"tasks": ("word_problems",), **SMALL}
+    if preset != "paper" and backend == "vllm":
+        settings["engine"] = SMALL_VLLM
+    if tasks:
+        settings["tasks"] = tuple(tasks.split())
+    return EvaluationConfig(
+        **settings,
+        checkpoints=_pairs("checkpoints", checkpoints) or _checkpoints(preset, Path(out), runs),
+        depths=_numbers(depths) or DEPTHS[preset],
+        data=_pairs("data", data),
+        task_folder=task_folder and _here(task_folder),
+        limit=limit or (4 if preset == "smoke" else 0),
+        backend=backend,
+    )
+
+
+def write_random(folder: Path, preset: str = "smoke") -> Path:
+    """A checkpoint of a small preset's architecture with random weights and the tokenizer of data/, the same each time."""
+    presets.write_architecture(folder, preset)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        OuroForCausalLM(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(find_root() / "data" / "tokenizer").save_pretrained(folder)
+    return folder
+
+
+def _checkpoints(preset: str, out: Path, runs: str) -> dict[str, str]:
+    if preset == "smoke":
+        return {"random": str(write_random(out / "random_weights"))}
+    root = Path(_here(runs or "runs/ouro_finetune"))
+    found = {path.parent.name: path for path in sorted(root.glob(f"*/{MODEL}"))}
+    large = OuroConfig().vocab_size
+    fitting = {n: str(p) for n, p in found.items() if (AutoConfig.from_pretrained(p).vocab_size == large) == (preset == "paper")}
+    if preset == "paper":
+        return {"base": "ByteDance/Ouro-1.4B", **fitting}
+    if not fitting:
+        raise ConfigError(f"no small models under {root}: run notebook 05 (preset cpu), or name checkpoints")
+    return fitting
+
+
+def _pairs(what: str, text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split()]
+    if not all(name and sign and path for name, sign, path in pairs):
+        raise ConfigError(f"{what} must be name=path, with spaces between if there are several, got {text!r}")
+    return {name: _here(path) for name, _, path in pairs}
+
+
+def _here(path: str) -> str:
+    """A path from the working directory or, as notebooks do not run there, from the project's folder; others stay as they are."""
+    return next((str(p.resolve()) for p in (Path(path), find_root() / path) if p.exists()), path)
+
+
+def _numbers(text: str | int) -> tuple[int, ...]:
+    if not all(part.isdecimal() for part in str(text).split()):
+        raise ConfigError(f"depths must be loop counts with spaces between, got {text!r}")
+    return tuple(map(int, str(text).split()))

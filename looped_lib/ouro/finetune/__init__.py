@@ -1,0 +1,1 @@
+"""Fine-tuning Ouro: config, data, one process of a torchrun job."""

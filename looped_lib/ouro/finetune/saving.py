@@ -1,0 +1,126 @@
+"""Checkpoints of a fine-tuning run: whole or not there, the same for one process, DDP and FSDP2.
+
+    RUN/checkpoints/step_00000300/
+      model.safetensors, config.json, tokenizer    a model folder that from_pretrained loads (with LoRA: the adapter)
+      training.safetensors                         AdamW's moments under the parameters' names, every rank's random state
+      trainer_state.json, schedule.json            where the Trainer and its learning rate stand
+
+Nothing is pickled. A checkpoint holds whole tensors, not shards, so that a run may go on with more or fewer processes.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from looped_lib.core.files import replacing_folder
+
+TRAINING, SCHEDULE = "training.safetensors", "schedule.json"
+
+
+class SaveError(RuntimeError):
+    """A folder that could not be written, on a full disk for instance; the message says what is left and what to do."""
+
+
+def checkpoint_folder(run_dir: str | Path, step: int) -> Path:
+    """Where the checkpoint of `step` updates is."""
+    return Path(run_dir) / "checkpoints" / f"step_{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """Updates after which it was made."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def checkpoints(run_dir: str | Path) -> list[Path]:
+    """All checkpoints of a run, the oldest first. Every one is whole."""
+    return sorted((Path(run_dir) / "checkpoints").glob("step_????????"))
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Every trained and frozen weight, gathered onto the first process's CPU (empty elsewhere). All processes must call."""
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def whole_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state as {"<parameter>.exp_avg": tensor, ...}, gathered likewise. All processes must call."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_optimizer_state_dict(model, optimizer, options=options).get("state", {})
+    return {f"adamw.{name}.{key}": torch.as_tensor(value) for name, values in state.items() for key, value in values.items()}
+
+
+def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """What `whole_moments` gave, into an optimizer whose parameters may be sharded."""
+    groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
+    state: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        parameter, key = name.removeprefix("adamw.").rsplit(".", 1)
+        state.setdefault(parameter, {})[key] = tensor
+    options = StateDictOptions(full_state_dict=True)
+    set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups}, options=options)
+
+
+def random_states() -> dict[str, Tensor]:
+    """The random state of every process, by rank. All processes must call."""
+    mine = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+    everyone = [mine]
+    if dist.is_initialized():
+        everyone = [{}] * dist.get_world_size()
+        dist.all_gather_object(everyone, mine)
+    return {f"random.{rank}.{device}": state for rank, states in enumerate(everyone) for device, state in states.items()}
+
+
+def set_random_state(tensors: dict[str, Tensor], rank: int) -> None:
+    """Put back this process's random state; a rank that had none goes on with what its seed gave."""
+    if (state := tensors.get(f"random.{rank}.cpu")) is not None:
+        torch.set_rng_state(state)
+    if torch.cuda.is_available() and (state := tensors.get(f"random.{rank}.cuda")) is not None:
+        torch.cuda.set_rng_state(state)
+
+
+@contextmanager
+def writing(target: Path, run_dir: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `target` of the run, whole or not at all. SaveError if it cannot be written."""
+    try:
+        with replacing_folder(target) as folder:
+            yield folder
+    except (OSError, SafetensorError) as e:
+        kept = ", ".join(path.name for path in checkpoints(run_dir)) or "none"
+        raise SaveError(
+            f"{target} could not be written ({e}). Whole checkpoints: {kept}. Make room and give the same command again: it goes "
+            "on from the newest"
+        ) from e
+
+
+def write_training(folder: Path, tensors: dict[str, Tensor], schedule: dict[str, Any]) -> None:
+    """Write optimizer, random states and schedule into a checkpoint's folder."""
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / TRAINING)
+    (folder / SCHEDULE).write_text(json.dumps(schedule))
+
+
+def read_training(folder: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`."""
+    return {k: v for k, v in load_file(folder / TRAINING).items() if k.startswith(prefix)}
+
+
+def prune(run_dir: str | Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints. One that is half deleted is no checkpoint by its name."""
+    for old in checkpoints(run_dir)[:-keep]:
+        leaving = old.with_name(f".partial_{old.name}")  # what is left of it after a kill, `replacing_folder` clears away
+        os.replace(old, leaving)
+        shutil.rmtree(leaving)

@@ -1,0 +1,1 @@
+"""Ouro as a native transformers model."""

@@ -1,0 +1,1 @@
+"""Run folders: one experiment, tables over many, comparison, records."""

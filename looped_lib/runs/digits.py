@@ -1,0 +1,71 @@
+"""Length generalisation: a finished run's accuracy by depth on operands with fewer or more digits than it was trained on.
+
+python -m looped_lib.runs.digits RUN_DIR...    writes RUN_DIR/digits.json = {"depths", "accuracy": {digits: one value per depth}}
+"""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from looped_lib.config import DataConfig
+from looped_lib.core.files import read_json, write_json
+from looped_lib.dynamics.depth import DepthCurve, depth_curve
+from looped_lib.runs.folders import read_config
+from looped_lib.tasks.addition import Problems, generate_problems, load_jsonl
+from looped_lib.training.trainer import load_model
+
+NAME = "digits.json"
+DIGITS = (2, 3, 4, 5, 6)
+MAX_DEPTH = 100
+
+
+def held_out_digits(config: DataConfig, digits: int, n: int) -> Problems:
+    """`n` different problems with operands of exactly `digits` digits, none of them among the training problems of `config`.
+
+    Where the training problems are generated and have as many digits, these are the held-out ones. ValueError if there are not
+    enough.
+    """
+    if not config.train_file:
+        return generate_problems(digits, n, config.seed, skip=config.n_train if digits == config.digits else 0)
+    trained, drawn = set(load_jsonl(config.train_file).texts()), n
+    while True:
+        problems = generate_problems(digits, drawn, config.seed)
+        free = [i for i, text in enumerate(problems.texts()) if text not in trained]
+        if len(free) >= n:
+            return problems[torch.tensor(free[:n])]
+        drawn += n - len(free)
+
+
+def curves_by_digits(run_dir: str | Path, digits: Iterable[int], max_depth: int, n: int = 500) -> dict[int, DepthCurve]:
+    """{digits: `depth_curve` of the run in `run_dir` on `n` such problems}. A model of max_len positions reads operands of up to
+    (max_len - 4) // 3 digits; ValueError beyond."""
+    config, model = read_config(run_dir), load_model(run_dir)
+    return {d: depth_curve(model, held_out_digits(config.data, d, n), max_depth) for d in digits}
+
+
+def record_digits(run_dir: str | Path) -> dict[str, Any]:
+    """What `digits.json` of the run holds: DIGITS, as far as the model's positions go; measured first if it is not there."""
+    path, longest = Path(run_dir) / NAME, (read_config(run_dir).model.max_len - 4) // 3
+    if path.exists():
+        return read_json(path)
+    curves = curves_by_digits(run_dir, [d for d in DIGITS if d <= longest], MAX_DEPTH)
+    accuracy = {str(d): [float(a) for a in curve.accuracy] for d, curve in curves.items()}
+    found = {"depths": list(range(MAX_DEPTH + 1)), "accuracy": accuracy}
+    write_json(path, found)
+    return found
+
+
+def main() -> None:
+    """Measure runs that are finished."""
+    parser = argparse.ArgumentParser(prog="python -m looped_lib.runs.digits", description="Accuracy on other numbers of digits")
+    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
+    for run_dir in parser.parse_args().run_dirs:
+        best = [f"{100 * max(a):.1f} % of {d} digits" for d, a in record_digits(run_dir)["accuracy"].items()]
+        print(f"{run_dir}: best accuracy at any depth {', '.join(best)}")
+
+
+if __name__ == "__main__":
+    main()

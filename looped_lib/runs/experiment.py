@@ -1,0 +1,78 @@
+"""One experiment from config to result: train, measure at every depth, write `result.json`. Finished runs are loaded.
+
+result.json = {"depths", "accuracy", "state_norm", "residual": one value per depth, "lowest", "n_test", "seconds", "config",
+"provenance"}
+
+Every depth is measured. All up to 200 are recorded, from there geometric ones (`recorded_depths`). "lowest" is the lowest
+accuracy over all depths from 4 on, recorded or not, and the first depth that has it.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from looped_lib.config import ExperimentConfig, from_dict, to_dict
+from looped_lib.core.files import read_json, write_json
+from looped_lib.dynamics.depth import DepthCurve, depth_curve
+from looped_lib.runs.folders import provenance
+from looped_lib.training.trainer import load_problems, train
+
+FIRST_DEPTH = 4  # the depth of fixed-depth training: shallower ones are not expected to solve anything
+_EVERY_DEPTH_TO = 200
+_ROUND_DEPTHS = {500, 1000, 2000, 5000, 10_000}
+
+
+def recorded_depths(max_depth: int) -> list[int]:
+    """0, 1, ..., 200, then each about 1.02 times the one before, with the round numbers up to 10,000 and max_depth itself."""
+    depths = {*range(_EVERY_DEPTH_TO), max_depth} | _ROUND_DEPTHS
+    depth = float(_EVERY_DEPTH_TO)
+    while depth < max_depth:
+        depths.add(round(depth))
+        depth *= 1.02
+    return sorted(d for d in depths if d <= max_depth)
+
+
+def run_experiment(config: ExperimentConfig, run_dir: str | Path, max_depth: int, progress: bool = True) -> dict[str, Any]:
+    """Train `config` in `run_dir` (or go on, or do nothing if it is done) and measure depths 0..max_depth on held-out problems.
+
+    Returns the contents of result.json. A finished run is loaded if it was measured at least as deep.
+    """
+    path = Path(run_dir) / "result.json"
+    if path.exists():
+        result = read_json(path)
+        if from_dict(ExperimentConfig, result["config"], str(path)) == config and result["depths"][-1] >= max_depth:
+            return result
+    start = time.perf_counter()
+    model = train(config, run_dir, progress)
+    trained = time.perf_counter()
+    device = next(model.parameters()).device
+    problems = load_problems(config.data)[1].to(device)
+    curve = depth_curve(model, problems, max_depth, progress=progress)
+    depths = recorded_depths(max_depth)
+    result = {
+        "depths": depths,
+        "accuracy": _numbers(curve.accuracy[depths]),
+        "state_norm": _numbers(curve.state_norm[depths]),
+        "residual": _numbers(curve.residual[depths]),
+        **_lowest(curve),
+        "n_test": len(problems),
+        "seconds": {"train": trained - start, "evaluate": time.perf_counter() - trained},
+        "config": to_dict(config),
+        "provenance": provenance(),
+    }
+    write_json(path, result)
+    return result
+
+
+def _lowest(curve: DepthCurve) -> dict[str, Any]:
+    deep = curve.accuracy[FIRST_DEPTH:]
+    if not len(deep):
+        return {}
+    depth = FIRST_DEPTH + int(deep.argmin())
+    return {"lowest": {"from": FIRST_DEPTH, "accuracy": float(curve.accuracy[depth]), "depth": depth}}
+
+
+def _numbers(values: Any) -> list[float | None]:
+    """JSON has no NaN: what is undefined (the residual at depth 0, a state that overflowed) becomes null."""
+    return [float(v) if math.isfinite(v) else None for v in values]

@@ -1,0 +1,154 @@
+"""How a study stands, read from its folders alone: from any process, on any machine that sees them."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from looped_lib.core.files import held, read_json
+from looped_lib.core.project import DONE, STARTED
+from looped_lib.runs.experiment import FIRST_DEPTH
+from looped_lib.studies.run import failure
+from looped_lib.studies.study import Parameters, Study
+from looped_lib.training.metrics import read_metrics
+
+ORDER = ["running", "failed", "done", "waiting"]
+COLUMNS = ["state", "progress", "seconds", "seconds_left", "held", "error"]
+
+
+def states(study: Study, size: str, folder: str | Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
+    """One row per run:
+
+    state         done, failed, running, or waiting
+    progress      share of the training steps done, 0 to 1 (missing where the notebook's configs are not known)
+    seconds       it took, or has taken so far, over all attempts
+    seconds_left  of its training, from what that has taken so far; where this is not known (before the first step, while it
+                  measures, of a waiting run) from the mean of the finished runs
+    held          the best variant's mean accuracy over the recorded depths from 4 on: how far it holds, in one number
+    error         cell and error of a failed run
+    """
+    rows = {}
+    for name, parameters in study.runs(size, seeds).items():
+        rows[name] = _state(study, Path(folder) / name, parameters)
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS).rename_axis("run")
+    table = table.astype(dict.fromkeys(["progress", "seconds", "seconds_left", "held"], float))
+    mean = table.loc[table["state"] == "done", "seconds"].mean()
+    unknown = table["state"].isin(["running", "waiting"]) & table["seconds_left"].isna()
+    table.loc[unknown, "seconds_left"] = (mean - table["seconds"].fillna(0)).clip(lower=0)
+    return table
+
+
+def seconds_left(table: pd.DataFrame) -> float:
+    """Until all runs of `states` have ended, if as many go on at a time as now; NaN before the first has ended."""
+    open_runs = table[table["state"].isin(["running", "waiting"])]
+    at_once = max(1, (open_runs["state"] == "running").sum())
+    left = open_runs["seconds_left"]
+    return max(left.max(skipna=False), left.sum(skipna=False) / at_once) if len(open_runs) else 0.0
+
+
+def summary(table: pd.DataFrame) -> str:
+    """How many of `states` are in which state, and how long the rest will take, as far as that is known."""
+    found = table["state"].value_counts()
+    counts = ", ".join(f"{found[state]} {state}" for state in ORDER if state in found)
+    left = clock(seconds_left(table)) if "running" in found else ""
+    return f"{counts}; {left} left" if left else counts
+
+
+def clock(seconds: float) -> str:
+    """A time in words; nothing where it is not known."""
+    if pd.isna(seconds):
+        return ""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def live_table(study: Study, size: str, folder: Path, seeds: Sequence[int] | None = None) -> Iterator[None]:
+    """Show `states` while the block runs, as a live table; where there is no terminal, a line for each run once it has ended."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with Live(get_renderable=lambda: _render(states(study, size, folder, seeds), study, size, console), refresh_per_second=1):
+            yield
+        return
+    over, said = threading.Event(), set()
+
+    def tell() -> None:
+        for row in states(study, size, folder, seeds).itertuples():
+            if row.state in ("done", "failed") and row.Index not in said:
+                said.add(row.Index)
+                print(f"{row.Index}: {row.state} {clock(row.seconds)}".rstrip(), file=sys.stderr, flush=True)
+
+    def keep_telling() -> None:
+        while not over.wait(1.0):
+            tell()
+
+    teller = threading.Thread(target=keep_telling, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
+    tell()
+
+
+def _state(study: Study, folder: Path, parameters: Parameters) -> list[object]:
+    if (folder / DONE).exists():
+        return ["done", 1.0, read_json(folder / DONE)["seconds"], None, _held(folder), ""]
+    progress, left = _progress(study, folder, parameters)
+    if held(folder):
+        return ["running", progress, _seconds(folder), left, None, ""]
+    if error := failure(folder):
+        return ["failed", progress, None, None, None, error]
+    return ["waiting", progress, None, None, None, ""]
+
+
+def _progress(study: Study, folder: Path, parameters: Parameters) -> tuple[float | None, float | None]:
+    """Share of the steps of all trainings of a run that is done, and the seconds left for the others."""
+    if not (configs := study.configs(parameters)):
+        return None, None
+    logs = [log for name in configs if (log := folder / name / "metrics.jsonl").exists()]
+    last = [lines[-1] for log in logs if (lines := read_metrics(log))]  # the only line may be half written
+    done, steps = sum(line["step"] for line in last), sum(c.training.steps for c in configs.values())
+    left = sum(line["seconds"] for line in last) * (steps - done) / done if 0 < done < steps else None
+    return done / steps, left
+
+
+def _seconds(folder: Path) -> float | None:
+    """Since a run at work began, with those of its earlier attempts."""
+    if not (folder / STARTED).exists():
+        return None
+    started = read_json(folder / STARTED)
+    return started["before"] + time.time() - started["at"]
+
+
+def _held(folder: Path) -> float | None:
+    try:
+        result = read_json(folder / "result.json")
+        deep = [i for i, depth in enumerate(result["depths"]) if depth >= FIRST_DEPTH]
+        return max(sum(accuracy[i] for i in deep) / len(deep) for accuracy in result["accuracy"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):  # a notebook may record what it likes
+        return None
+
+
+def _render(table: pd.DataFrame, study: Study, size: str, console: Console) -> Table:
+    shown = Table(title=f"{study.name}, {size}: {summary(table)}", title_justify="left")
+    for column in ("run", "state", "progress", "time", "left", "held, %"):
+        shown.add_column(column, no_wrap=column != "run")
+    rows = table.sort_values("state", key=lambda s: s.map(ORDER.index), kind="stable")
+    room = max(3, console.size.height - 8)
+    for row in rows.head(room).itertuples():
+        progress = "" if pd.isna(row.progress) else f"{row.progress:.0%}"
+        held_percent = row.error if row.state == "failed" else "" if pd.isna(row.held) else f"{100 * row.held:.1f}"
+        cells = (row.Index, row.state, progress, clock(row.seconds), clock(row.seconds_left), held_percent)
+        shown.add_row(*map(Text, cells))  # as it stands: an error may hold what rich would take for markup
+    if len(rows) > room:
+        shown.caption = f"and {len(rows) - room} more"
+    return shown

@@ -1,0 +1,78 @@
+"""A run as its sweep sees it: a process of its own, and what became of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import joblib
+
+from looped_lib.core.files import Busy, holding, write_json
+from looped_lib.core.project import DONE, FAILED, LOG
+from looped_lib.studies import gpus
+from looped_lib.studies.study import Parameters
+
+_starting = threading.Lock()
+_interrupted = threading.Event()
+_running: set[subprocess.Popen] = set()  # of this process
+
+
+def start(notebook: Path, folder: Path, parameters: Parameters, retry: bool, jobs: int) -> str:
+    """One run in a new process, of `jobs` on this machine; returns when it has ended, which its folder then tells how.
+
+    What is returned is why it could not even be started, or nothing. An interrupt of this process (Ctrl-C) does not reach it.
+    """
+    command = [sys.executable, "-m", "looped_lib.studies.run", str(notebook), str(folder), json.dumps(parameters)]
+    command += ["--retry"] * retry
+    env = os.environ | {"OMP_NUM_THREADS": str(_cores(jobs)), "CUDA_VISIBLE_DEVICES": ",".join(gpus.visible())}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / LOG, "a") as log, _starting:  # "a": the process of a killed sweep may still write there
+            if _interrupted.is_set():
+                return ""
+            process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+            _running.add(process)
+        ended = process.wait()
+        _running.discard(process)
+        if ended and not _interrupted.is_set():
+            _record_death(folder, ended)
+    except OSError as e:
+        return f"could not be started: {e}"
+    return ""
+
+
+@contextmanager
+def ending_with_this() -> Iterator[None]:
+    """If the block is interrupted, all runs that it has started end with it. They count as not run, not as failed."""
+    _interrupted.clear()
+    try:
+        yield
+    except KeyboardInterrupt:
+        with _starting:
+            _interrupted.set()
+        ending = list(_running)
+        for process in ending:
+            process.terminate()
+        for process in ending:
+            process.wait()
+        raise
+
+
+def _record_death(folder: Path, ended: int) -> None:
+    how = f"signal {-ended} ({signal.Signals(-ended).name})" if ended < 0 else f"status {ended} (see {LOG})"
+    with suppress(Busy), holding(folder, patience=2):  # Busy: another process has taken the run over
+        if not (folder / DONE).exists():
+            write_json(folder / FAILED, {"cell": None, "error": f"its process ended by {how}"})
+
+
+def _cores(jobs: int) -> int:
+    """Of this machine, for each of `jobs` runs side by side: as many as it has threads, where this is a worker of Dask's."""
+    if "distributed" in sys.modules:
+        with suppress(ValueError):  # no worker
+            jobs = sys.modules["distributed"].get_worker().state.nthreads
+    return max(1, joblib.cpu_count() // jobs)

@@ -1,0 +1,284 @@
+"""A study: one notebook, the parameters it is run with, and the seeds, in three sizes. A small YAML file says it:
+
+    about: Where the norm stands
+    notebook: 01_norm_placement
+    set: {max_depth: 100}                             # the same in every run
+    grid:                                             # every combination; a list of grids runs one after the other
+      norm_placement: [pre_norm, post_norm]
+      norm_type: [LayerNorm, RMSNorm]
+    seeds: [0, 1, 2]
+    sizes:                                            # what differs by size, beside the preset
+      smoke: {seeds: [0], set: {max_depth: 12}}
+
+or a Python file that ends with STUDY = Study(...). Those of the project lie in looped_lib/studies/. Whatever is wrong in it (a
+parameter that the notebook does not have, a value of another type, a value that the study's configs refuse) is one StudyError
+that names file, line and field, before anything runs.
+"""
+
+import itertools
+import runpy
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import papermill
+import yaml
+
+from looped_lib.core.project import find_root
+from looped_lib.studies.paper import CONFIGS, PRESETS
+from looped_lib.studies.sizes import Configs
+
+FOLDER = Path(__file__).parent
+FIELDS = ("about", "notebook", "set", "grid", "seeds", "sizes")
+RESERVED = {"preset": "the size sets it", "seed": "list them under seeds", "out": "it is the run's folder"}
+LONGEST_NAME = 255  # of a folder
+_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool}
+
+Parameters = dict[str, Any]
+
+
+class StudyError(ValueError):
+    """A study that cannot be meant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What to run. `check` before use; `load` does."""
+
+    name: str
+    """Of the folder under runs/."""
+    about: str
+    """The question, in a sentence."""
+    notebook: Path
+    """What is run."""
+    grid: tuple[Mapping[str, Sequence[Any]], ...] = ({},)
+    """Tables of values: every combination within a table is run."""
+    set: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters that all runs share."""
+    seeds: tuple[int, ...] = (0,)
+    """Every combination is run with each; the first seed of all of them comes first."""
+    sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By preset: other `seeds`, and a `set` that goes over the study's."""
+    file: str = ""
+    """Where it was read, for errors."""
+    lines: Mapping[str, int] = field(default_factory=dict)
+    """Line of each field in that file."""
+
+    def runs(self, size: str, seeds: Sequence[int] | None = None) -> dict[str, Parameters]:
+        """{run name: parameters} of a size, for its own seeds or those given.
+
+        A run is named after what varies (`norm_placement=pre_norm,seed=0`), so that equal names mean equal runs.
+        """
+        sized = self.sizes.get(size, {})
+        shared = {"preset": size, **self.set, **sized.get("set", {})}
+        runs = {}
+        for seed in seeds if seeds is not None else sized.get("seeds", self.seeds):
+            for table in self.grid:
+                for values in itertools.product(*table.values()):
+                    varied = {**dict(zip(table, values, strict=True)), "seed": seed}
+                    runs[",".join(f"{k}={quote(str(v), safe='')}" for k, v in varied.items())] = {**shared, **varied}
+        return runs
+
+    def check(self) -> "Study":
+        """This study; StudyError on what cannot be meant."""
+        if not self.notebook.is_file():
+            raise self._wrong("notebook", f"{self.notebook} is missing")
+        known = papermill.inspect_notebook(str(self.notebook))
+        if missing := {"preset", "seed", "out"} - set(known):
+            raise self._wrong("notebook", f"{self.notebook.name} has no parameter {', '.join(sorted(missing))}: a study sets it")
+        if not isinstance(self.grid, list | tuple) or not all(isinstance(table, Mapping) for table in self.grid):
+            raise self._wrong("grid", f"must be a tuple of tables, got {self.grid!r}")
+        self._check_set("set", self.set, known)
+        for i, table in enumerate(self.grid):
+            self._check_values("grid" if len(self.grid) == 1 else f"grid[{i}]", table, known)
+        self._check_seeds("seeds", self.seeds)
+        for size, sized in self.sizes.items():
+            where = f"sizes.{size}"
+            if size not in PRESETS:
+                raise self._wrong(where, f"unknown size; there are {', '.join(PRESETS)}")
+            if unknown := set(sized) - {"seeds", "set"}:
+                raise self._wrong(f"{where}.{min(unknown)}", "a size has seeds and set, no more")
+            self._check_set(f"{where}.set", sized.get("set", {}), known)
+            self._check_seeds(f"{where}.seeds", sized.get("seeds", [0]))
+        for size in PRESETS:
+            names = self.runs(size)
+            if long := [name for name in names if len(name) > LONGEST_NAME]:
+                raise self._wrong("grid", f"the name of a run has more than {LONGEST_NAME} letters: {long[0]}")
+            tables = [dict(zip(t, v, strict=True)) for t in self.grid for v in itertools.product(*t.values())]
+            if len(names) < len(tables) * len({p["seed"] for p in names.values()}):
+                raise self._wrong("grid", "two of its tables hold the same run")
+        return self
+
+    def configs(self, parameters: Parameters) -> Configs:
+        """What a run with these parameters trains, by name; nothing where it is not known what the notebook trains."""
+        ours = self.notebook.resolve().parent == (find_root() / "notebooks").resolve()  # a copy elsewhere may have been changed
+        make = CONFIGS.get(self.notebook.stem) if ours else None
+        return make(**{k: v for k, v in parameters.items() if k != "max_depth"}) if make else {}
+
+    def check_configs(self, size: str, seeds: Sequence[int] | None = None) -> None:
+        """StudyError if a run of this size, with its own seeds or those given, is one that its notebook would refuse; also where
+        the size does not exist for it."""
+        if size not in PRESETS:
+            raise StudyError(f"size must be one of {', '.join(PRESETS)}, got {size!r}")
+        if seeds is not None and (wrong := _wrong_seeds(seeds)):
+            raise StudyError(f"seeds {wrong}")
+        for name, parameters in self.runs(size, seeds).items():
+            try:
+                self.configs(parameters)
+            except ValueError as e:
+                raise StudyError(f"{self.file or self.name}, run {name}: {e}") from None
+
+    def _check_set(self, where: str, values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+        self._check_values(where, {name: [value] for name, value in values.items()}, known)
+        if both := [name for name in values if any(name in table for table in self.grid)]:
+            raise self._wrong(f"{where}.{both[0]}", "the grid varies it: give it in one of the two places")
+
+    def _check_values(self, where: str, table: Mapping[str, Sequence[Any]], known: Mapping[str, Any]) -> None:
+        for name, values in table.items():
+            here = f"{where}.{name}"
+            if name in RESERVED:
+                raise self._wrong(here, RESERVED[name])
+            if name not in known:
+                raise self._wrong(here, f"{self.notebook.name} has no parameter {name}; it has {', '.join(known)}")
+            if not isinstance(values, list | tuple):
+                raise self._wrong(here, f"must be a list of values, got {values!r}")
+            if not values or len({str(v) for v in values}) < len(values):
+                raise self._wrong(here, f"needs one or more different values, got {list(values)}")
+            kind = known[name]["inferred_type_name"]
+            for value in values:
+                if kind in _TYPES and (not isinstance(value, _TYPES[kind]) or isinstance(value, bool) != (kind == "bool")):
+                    raise self._wrong(here, f"must be {kind}, got {value!r}")
+
+    def _check_seeds(self, where: str, seeds: Any) -> None:
+        if wrong := _wrong_seeds(seeds):
+            raise self._wrong(where, wrong)
+
+    def _wrong(self, where: str, what: str) -> StudyError:
+        line = self.lines.get(where) or self.lines.get(where.rpartition(".")[0])
+        place = f"{self.file}, line {line}" if line else self.file or self.name
+        return StudyError(f"{place}: {where}: {what}")
+
+
+def _wrong_seeds(seeds: Any) -> str:
+    """What is wrong with seeds, or nothing."""
+    whole = isinstance(seeds, list | tuple) and all(isinstance(s, int) and not isinstance(s, bool) for s in seeds)
+    if whole and seeds and min(seeds) >= 0 and len(set(seeds)) == len(seeds):
+        return ""
+    return f"must be a list of different whole numbers, 0 or more, got {seeds!r}"
+
+
+def shipped() -> list[str]:
+    """Names of the project's studies."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(study: str | Path) -> Study:
+    """The study of that name among the project's, or in that file (.yaml or .py), checked."""
+    path = FOLDER / f"{study}.yaml" if str(study) in shipped() else Path(study)
+    if path.suffix not in (".yaml", ".yml", ".py") or not path.is_file():
+        raise StudyError(f"no study {study}: give a .yaml or .py file, or one of {', '.join(shipped())}")
+    if path.suffix == ".py":
+        try:
+            found = runpy.run_path(str(path)).get("STUDY")
+        except Exception as e:  # whatever it is, it is the file's
+            lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == str(path)]
+            line = e.lineno if isinstance(e, SyntaxError) else lines[-1] if lines else 1
+            raise StudyError(f"{path}, line {line}: {type(e).__name__}: {e}") from None
+        if not isinstance(found, Study):
+            raise StudyError(f"{path}: must end with STUDY = Study(...), STUDY is {found!r}")
+        return replace(found, file=str(path)).check()
+    return _from_yaml(path).check()
+
+
+def _from_yaml(path: Path) -> Study:
+    values, lines = _read_yaml(path)
+    if wrong := _wrong_shape(values):
+        where, what = wrong
+        raise StudyError(f"{path}, line {lines.get(where, 1)}: {where}: {what}")
+    beside, ours = path.resolve().parent / values["notebook"], _ours(values["notebook"])
+    notebook = beside if beside.is_file() else ours
+    if not notebook.is_file():
+        raise StudyError(f"{path}, line {lines['notebook']}: notebook: {ours} is missing, and so is {beside}")
+    return Study(
+        name=path.stem,
+        about=values["about"],
+        notebook=notebook,
+        grid=tuple({k: v if isinstance(v, list) else [v] for k, v in table.items()} for table in _tables(values)),
+        set=values.get("set", {}),
+        seeds=values.get("seeds", (0,)),
+        sizes=values.get("sizes", {}),
+        file=str(path),
+        lines=lines,
+    )
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The table in the file, and the line of each of its fields; StudyError on what is no table, or says a field twice."""
+    blob = path.read_bytes()
+    try:
+        text = blob.decode("utf-8")
+        node = yaml.compose(text, yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except UnicodeDecodeError as e:
+        raise StudyError(f"{path}, line {blob[: e.start].count(10) + 1}: must be UTF-8, byte {blob[e.start]:#x} is not") from None
+    except yaml.MarkedYAMLError as e:
+        raise StudyError(f"{path}, line {e.problem_mark.line + 1 if e.problem_mark else 1}: {e.problem}") from None
+    except yaml.reader.ReaderError as e:
+        line = text[: e.position].count("\n") + 1
+        raise StudyError(f"{path}, line {line}: character {e.character:#x} does not belong into a text") from None
+    except ValueError as e:  # a date that is none, say
+        raise StudyError(f"{path}: {e}") from None
+    lines = {}
+    for where, line in _lines(node):
+        if where in lines:
+            raise StudyError(f"{path}, line {lines[where]}: {where}: is there again in line {line}: give it once")
+        lines[where] = line
+    if not isinstance(values, dict):
+        raise StudyError(f"{path}, line 1: a study is a table of {', '.join(FIELDS)}")
+    return values, lines
+
+
+def _wrong_shape(values: dict[str, Any]) -> tuple[str, str] | None:
+    """A field that is not of the kind a study has there, and what is wrong with it."""
+    if unknown := [name for name in values if name not in FIELDS]:
+        return unknown[0], f"unknown field; a study has {', '.join(FIELDS)}"
+    for name in ("about", "notebook"):
+        if not isinstance(values.get(name), str):
+            return name, "must be a text" if name in values else "is missing"
+    for name in ("set", "sizes"):
+        if not isinstance(values.get(name, {}), dict):
+            return name, "must be a table"
+    tables = _tables(values)
+    if not tables or not all(isinstance(table, dict) for table in tables):
+        return "grid", "must be a table of values, or a list of such tables"
+    for size, sized in values.get("sizes", {}).items():
+        if not isinstance(sized, dict) or not isinstance(sized.get("set", {}), dict):
+            return f"sizes.{size}", "must be a table of seeds and set"
+    return None
+
+
+def _tables(values: dict[str, Any]) -> list[Any]:
+    """One table or several under `grid`."""
+    grid = values.get("grid", {})
+    return grid if isinstance(grid, list) else [grid]
+
+
+def _ours(name: str) -> Path:
+    """The notebook of that name among the project's."""
+    return find_root().resolve() / "notebooks" / f"{name.removesuffix('.ipynb')}.ipynb"
+
+
+def _lines(node: yaml.Node | None, where: str = "") -> Any:
+    """(field, line) of every field below `node`."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = f"{where}.{key.value}" if where else str(key.value)
+            yield here, key.start_mark.line + 1
+            yield from _lines(value, here)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            yield f"{where}[{i}]", value.start_mark.line + 1
+            yield from _lines(value, f"{where}[{i}]")

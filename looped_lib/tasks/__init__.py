@@ -1,0 +1,1 @@
+"""What is learned: problems, their characters, files and grading."""

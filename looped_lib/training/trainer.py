@@ -1,0 +1,288 @@
+"""One training loop for every addition experiment: fixed or random loops, Jacobian or L2 penalty, carried states.
+
+    torchrun --nproc_per_node 2 -m looped_lib.training CONFIG.json RUN_DIR        (or plain python for one process)
+
+    loss = (1 - w) CE + w R + l2_weight S
+
+with CE the mean cross-entropy per answer token, R the Jacobian penalty at h_T (`regularizers`), S the L2 penalty.
+Everything random is a pure function of (seed, step): batches, loop counts, dropout and probe vectors. A run therefore resumes
+from weights, moments and a step number to bit-identical results, on the CPU, wherever it was killed.
+
+Nothing in a step waits for the device: losses stay tensors until the line in metrics.jsonl that reports them.
+"""
+
+import argparse
+import json
+import math
+from contextlib import nullcontext
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
+
+from looped_lib.config import ConfigError, DataConfig, ExperimentConfig, TrainingConfig, from_dict, to_dict
+from looped_lib.core.files import holding, read_json, write_json
+from looped_lib.models.looped import LoopedTransformer
+from looped_lib.tasks.addition import IGNORE, Problems, generate_problems, load_jsonl
+from looped_lib.training import checkpoints
+from looped_lib.training.batches import Batches
+from looped_lib.training.carry import Carry
+from looped_lib.training.memory import keep_freed_memory
+from looped_lib.training.metrics import MetricsLog
+from looped_lib.training.objective import Objective, Terms
+from looped_lib.training.processes import Processes, leave, process_group
+
+_DROPOUT, _CARRY = 0x300, 0x400  # one stream of random numbers each, from the same seed (others: `batches`, `regularizers`)
+
+
+def load_problems(config: DataConfig) -> tuple[Problems, Problems]:
+    """(training, held-out) problems: from the two files, or generated so that they share none."""
+    if config.train_file:
+        return load_jsonl(config.train_file), load_held_out(config)
+    return generate_problems(config.digits, config.n_train, config.seed), load_held_out(config)
+
+
+def load_held_out(config: DataConfig, limit: int | None = None) -> Problems:
+    """The held-out problems alone, at most `limit` of them: the training problems are neither read nor generated."""
+    n = config.n_test if limit is None else min(limit, config.n_test)
+    if config.test_file:
+        return load_jsonl(config.test_file, limit=n)
+    return generate_problems(config.digits, n, config.seed, skip=config.n_train)
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """Linear warm-up to `lr`, then a cosine to `lr_end * lr` at the last step."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.lr * (config.lr_end + (1 - config.lr_end) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def train(config: ExperimentConfig, run_dir: str | Path, progress: bool = True) -> LoopedTransformer:
+    """Train the model of `config` and return it, in evaluation mode.
+
+    `run_dir` gets config.json, metrics.jsonl and checkpoints/. If it holds a checkpoint of the same config the run goes on from
+    there; of another config, ConfigError. KeyboardInterrupt writes a checkpoint before it goes on its way.
+    FloatingPointError on a non-finite loss names the step, its depth and the last good checkpoint.
+    """
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        return Trainer(config, Path(run_dir), progress).run()
+
+
+class Trainer:
+    """State of one run: model, optimiser, carried rows, position."""
+
+    def __init__(self, config: ExperimentConfig, run_dir: Path, progress: bool):
+        self.config, self.run_dir, self.progress = config, run_dir, progress
+        self.processes = Processes.from_environment()
+        self.rank, self.world, self.device = self.processes.rank, self.processes.world, self.processes.device
+        c = config.training
+        if c.batch_size % (self.world * c.accumulation):
+            raise ConfigError(
+                f"TrainingConfig.batch_size must be a multiple of processes x accumulation ({self.world} x {c.accumulation}), "
+                f"got {c.batch_size}"
+            )
+        _claim(run_dir, config, self.processes)
+        keep_freed_memory()
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = c.precision == "tf32"
+        self.problems = load_problems(config.data)[0].to(self.device)
+        if self.problems.inputs.shape[1] > config.model.max_len:
+            raise ConfigError(
+                f"ModelConfig.max_len must be at least {self.problems.inputs.shape[1]}, the longest problem in the data, "
+                f"got {config.model.max_len}"
+            )
+        torch.manual_seed(config.seed)
+        self.model = LoopedTransformer(config.model).to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=c.lr, betas=c.betas, weight_decay=c.weight_decay, fused=True
+        )
+        self.objective = Objective(self.model, config)
+        # Truncated gradients leave out what comes before the loops (see `objective`).
+        distributed = {"find_unused_parameters": c.backprop_loops > 0}
+        self.module = DistributedDataParallel(self.objective, **distributed) if self.world > 1 else self.objective
+        self.part_rows = c.batch_size // self.world // c.accumulation
+        self.carries = [Carry(config.carry, self.part_rows) for _ in range(c.accumulation)]
+        self.batches = Batches(len(self.problems), c.batch_size, config.seed, self.device)
+        self.labels = self.problems.labels
+        self.step, self.saved = 0, -1
+
+    def run(self) -> LoopedTransformer:
+        """All steps that are left. Busy if another process trains in the same folder."""
+        with holding(self.run_dir) if self.processes.first else nullcontext():
+            return self.steps_left()
+
+    def steps_left(self) -> LoopedTransformer:
+        """All steps from the newest checkpoint to the end."""
+        self.resume()
+        self.model.train()
+        c = self.config.training
+        log = MetricsLog(self.run_dir / "metrics.jsonl", self.step, c.log_every, write=self.processes.first)
+        with tqdm(total=c.steps, initial=self.step, disable=not (self.progress and self.processes.first), unit="step") as bar:
+            try:
+                while self.step < c.steps:
+                    log.add(self.step, self.train_step())
+                    self.step += 1
+                    if self.step % c.log_every == 0 or self.step == c.steps:
+                        bar.set_postfix(self.flush(log), refresh=False)
+                    if c.checkpoint_every and self.step % c.checkpoint_every == 0:
+                        self.flush(log)
+                        self.save()
+                    bar.update()
+            except KeyboardInterrupt:
+                self.flush(log)
+                self.save()
+                raise
+        self.save()
+        return self.model.eval()
+
+    def train_step(self) -> dict[str, Tensor | float]:
+        """One optimiser step. Returns what happened, as tensors that nobody has waited for."""
+        config, c = self.config, self.config.training
+        lr = learning_rate(c, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        torch.manual_seed(_mix(_DROPOUT, config.seed, self.step, self.rank))
+        rows = self.batches.rows(self.step)
+        depths = config.loops.sample(config.seed, self.step, c.batch_size if c.per_sequence_loops else None)
+        mine = slice(self.rank * self.part_rows * c.accumulation, (self.rank + 1) * self.part_rows * c.accumulation)
+        loss = ce_sum = r_sum = s_sum = 0.0
+        parts = rows[mine].split(self.part_rows)
+        # Mean over the answer tokens of the whole batch, so that neither the number of processes nor accumulation changes the
+        # gradient (DDP averages over processes: hence `world`). Carried rows may hold a few tokens more or fewer than drawn.
+        scale = self.world / (self.labels[rows] != IGNORE).sum()
+        for i, part in enumerate(parts):
+            last = i == len(parts) - 1
+            n, deepest = self.part_depths(depths, mine.start + i * self.part_rows)
+            with nullcontext() if last or self.world == 1 else self.module.no_sync():
+                terms = self.part_terms(i, part, n, deepest)
+                w = config.penalty.weight if self.step >= config.penalty.onset else 0.0
+                loss_part = (1 - w) * terms.ce * scale + (w * terms.jacobian + config.penalty.l2_weight * terms.l2) / len(parts)
+                loss_part.backward()
+            loss, ce_sum = loss + loss_part.detach(), ce_sum + terms.ce.detach() * scale
+            r_sum, s_sum = r_sum + terms.jacobian.detach() / len(parts), s_sum + terms.l2.detach() / len(parts)
+        clip = c.grad_clip or math.inf
+        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip, foreach=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {
+            **{"loss": loss, "ce": ce_sum, "penalty": r_sum, "l2": s_sum, "grad_norm": grad_norm, "lr": lr},
+            "n_loops": float(np.mean(depths)),
+        }
+
+    def part_terms(self, i: int, rows: Tensor, n_loops: int | Tensor, deepest: int) -> Terms:
+        """The terms of the loss for part `i` of this rank's batch; its carry moves on."""
+        config, carry = self.config, self.carries[i]
+        inputs, labels, start = carry.start(self.step, self.problems.inputs[rows], self.labels[rows])
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.training.precision == "bf16"):
+            stream = self.rank * len(self.carries) + i
+            terms = self.module(inputs, labels, n_loops, deepest, start, self.step, stream)
+        if carry.rows:
+            rng = np.random.default_rng([_CARRY, config.seed, self.step, self.rank, i])
+            limits = torch.from_numpy(rng.integers(1, config.carry.max_loops + 1, carry.rows)).to(self.device)
+            carry.keep(self.step, deepest, inputs, labels, terms.last, terms.right, limits)
+        return terms
+
+    def part_depths(self, depths: int | np.ndarray, first: int) -> tuple[int | Tensor, int]:
+        """Loop counts of the part that begins at row `first` of the batch, and the largest of them."""
+        if isinstance(depths, int):
+            return depths, depths
+        part = depths[first : first + self.part_rows]
+        return torch.from_numpy(part).to(self.device, non_blocking=True), int(part.max())
+
+    def flush(self, log: MetricsLog) -> dict[str, Any]:
+        """Write the metrics gathered so far; FloatingPointError if a loss among them is not finite."""
+        bad = log.flush()
+        if bad is not None:
+            where = "no checkpoint was written before it"
+            if self.saved >= 0:
+                where = f"the last good checkpoint is {self.run_dir / 'checkpoints' / f'step_{self.saved:08d}'}"
+            raise FloatingPointError(f"the loss is {bad['loss']} at step {bad['step']}, depth {bad['n_loops']:g}; {where}")
+        return log.summary
+
+    def save(self) -> None:
+        """Checkpoint the present step (rank 0; the others wait for it)."""
+        training = self.processes.gather(self.own_state())
+        names = {id(p): n for n, p in self.model.named_parameters()}
+        for p, state in self.optimizer.state.items():
+            training |= {f"adamw.{names[id(p)]}.{k}": v for k, v in state.items()}
+        if self.processes.first and self.saved != self.step:
+            state = {"config": to_dict(self.config), "world_size": self.world}
+            checkpoints.save(self.run_dir / "checkpoints", self.step, self.model.state_dict(), training, state)
+        self.saved = self.step
+        self.processes.wait()
+
+    def own_state(self) -> dict[str, Tensor]:
+        """What this process alone knows, by names no other has: its carried rows and its persistent probe vectors."""
+        carried = {f"carry.{self.rank}.{i}.{k}": v for i, c in enumerate(self.carries) for k, v in c.tensors.items()}
+        return carried | {f"probe.{self.rank}.{k}": v for k, v in self.objective.jacobian.state().items()}
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint of this run, if there is one."""
+        found = checkpoints.latest(self.run_dir / "checkpoints")
+        if found is None:
+            return
+        if (self.config.carry.share or self.config.penalty.persistent) and found.state["world_size"] != self.world:
+            raise ConfigError(f"{self.run_dir} was saved by {found.state['world_size']} processes; resume with as many")
+        self.model.load_state_dict(found.weights)
+        for name, p in self.model.named_parameters():
+            if state := self.restored(found, f"adamw.{name}."):
+                self.optimizer.state[p] = state
+        for i, carry in enumerate(self.carries):
+            carry.tensors = self.restored(found, f"carry.{self.rank}.{i}.")
+        self.objective.jacobian.load_state(self.restored(found, f"probe.{self.rank}."))
+        self.step = self.saved = found.step
+
+    def restored(self, found: checkpoints.Checkpoint, start: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with `start`, without it, on this process's device."""
+        return {k.removeprefix(start): v.to(self.device) for k, v in found.training.items() if k.startswith(start)}
+
+
+def load_model(run_dir: str | Path) -> LoopedTransformer:
+    """The model of a run's newest checkpoint, in evaluation mode on the CPU. FileNotFoundError if it has none."""
+    found = checkpoints.latest(Path(run_dir) / "checkpoints")
+    if found is None and (Path(run_dir) / "result.json").exists():
+        raise FileNotFoundError(
+            f"{run_dir} is finished, but its checkpoints were pruned (runs.prune) or not recorded: delete the folder and "
+            "run it anew to have its model again"
+        )
+    if found is None:
+        raise FileNotFoundError(f"{run_dir} has no checkpoint: train it first, or give the folder of a run (runs/<study>/<run>)")
+    config = from_dict(ExperimentConfig, found.state["config"], str(run_dir))
+    model = LoopedTransformer(config.model)
+    model.load_state_dict(found.weights)
+    return model.eval()
+
+
+def _claim(run_dir: Path, config: ExperimentConfig, processes: Processes) -> None:
+    """Write config.json into a new run folder, or check that it belongs to this config."""
+    path = run_dir / "config.json"
+    if path.exists():
+        theirs = from_dict(ExperimentConfig, read_json(path), str(path))  # a field younger than the file has its default
+        if theirs != config:
+            changed = [f.name for f in fields(config) if getattr(theirs, f.name) != getattr(config, f.name)]
+            raise ConfigError(f"{path} belongs to another experiment (it differs in {', '.join(changed)}); use a new folder")
+    elif processes.first:
+        write_json(path, to_dict(config))
+
+
+def _mix(*words: int) -> int:
+    """One 63-bit seed from several numbers."""
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+
+
+def main() -> None:
+    """Train the experiment in a JSON file, under torchrun or alone."""
+    parser = argparse.ArgumentParser(description=train.__doc__)
+    parser.add_argument("config", type=Path, help="ExperimentConfig as JSON (a run's config.json will do)")
+    parser.add_argument("run_dir", type=Path, help="folder of the run")
+    args = parser.parse_args()
+    config = from_dict(ExperimentConfig, json.loads(args.config.read_text()), str(args.config))
+    with process_group():
+        trainer = Trainer(config, args.run_dir, progress=True)
+        trainer.run()
+    leave()  # while `trainer` is alive

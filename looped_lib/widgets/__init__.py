@@ -1,0 +1,1 @@
+"""What needs IPython: the explorer, live tables and curves."""

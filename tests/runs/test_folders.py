@@ -1,0 +1,97 @@
+"""Run folders: atomic JSON, one tidy table over all runs, damaged folders named and left out."""
+
+import json
+import shutil
+
+import pytest
+
+from looped_lib.core import files
+from looped_lib.runs import folders
+from looped_lib.runs.experiment import run_experiment
+from looped_lib.studies.paper import base, norm_study
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    for name, config in norm_study("smoke", "all", "RMSNorm").items():
+        run_experiment(config, root / "norms" / name, max_depth=3, progress=False)
+    return root
+
+
+def test_all_runs_in_one_table(root):
+    table = folders.load_runs(root)
+    assert len(table) == 4 * 4 and set(table.study) == {"norms"}
+    assert set(table["model.norm_placement"]) == {"pre_norm", "post_norm", "sandwich_branch", "sandwich_dual"}
+    one = table[table.run == "pre_norm-RMSNorm-seed0"]
+    assert one.depth.tolist() == [0, 1, 2, 3] and one.accuracy.between(0, 1).all() and one["loops.kind"].eq("FixedLoops").all()
+
+
+def test_training_curves_in_one_table(root):
+    table = folders.load_metrics(root)
+    assert set(table.groupby("run").step.apply(list).map(tuple)) == {(2, 4, 6)}
+    assert (table.ce > 0).all()
+
+
+def test_damaged_and_foreign_folders(root, tmp_path):
+    for name in ("good", "torn"):
+        run_experiment(base("smoke"), tmp_path / "study" / name, max_depth=1, progress=False)
+    (tmp_path / "study" / "notes").mkdir()
+    (tmp_path / "study" / "result.json").write_text("{}")  # a notebook's result, not a run's
+    torn = tmp_path / "study" / "torn" / "result.json"
+    torn.write_text(torn.read_text()[:100])
+    with pytest.warns(UserWarning, match="left out .*torn"):
+        table = folders.load_runs(tmp_path)
+    assert set(table.run) == {"good"}
+
+
+def test_a_run_is_named_by_its_study_and_name_wherever_it_lies(root, tmp_path):
+    for sweep in ("one", "two"):
+        shutil.copytree(root / "norms", tmp_path / sweep / "seed=0")
+    table = folders.load_runs(tmp_path)
+    assert set(table.study) == {"one/seed=0", "two/seed=0"} and not table.duplicated(["study", "run", "depth"]).any()
+    assert set(folders.load_runs(tmp_path / "one").study) == {"seed=0"}
+    for folder in (root / "norms", root / "norms" / "pre_norm-RMSNorm-seed0"):
+        assert set(folders.load_runs(folder).study) == {"norms"}
+
+
+@pytest.mark.parametrize("contents", ["[]", "{}", '{"depths": [0, 1], "config": []}', "nothing"])
+def test_json_of_another_shape_is_left_out_with_a_warning(root, tmp_path, contents):
+    run = tmp_path / "study" / "odd"
+    shutil.copytree(root / "norms" / "pre_norm-RMSNorm-seed0", run)
+    (run / "result.json").write_text(contents)
+    with pytest.warns(UserWarning, match="left out .*odd"):
+        assert folders.load_runs(tmp_path).empty
+    (run / "config.json").write_text("[]")
+    with pytest.warns(UserWarning, match="left out .*odd"):
+        assert folders.load_metrics(tmp_path).empty
+
+
+def test_no_runs_is_an_empty_table(tmp_path):
+    assert folders.load_runs(tmp_path).empty
+
+
+def test_write_json_is_atomic(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "x.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(ValueError):
+        files.write_json(path, {"a": float("nan")})
+    monkeypatch.setattr(files.os, "replace", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        files.write_json(path, {"a": 2})
+    assert files.read_json(path) == {"a": 1}
+    path.write_text("{")
+    with pytest.raises(ValueError, match="x.json: not JSON"):
+        files.read_json(path)
+
+
+def test_root_is_found_from_anywhere(tmp_path, monkeypatch):
+    root = folders.find_root()
+    for folder in (root / "looped_lib", tmp_path):
+        monkeypatch.chdir(folder)
+        assert folders.find_root() == root
+
+
+def test_provenance_names_versions_and_no_machine():
+    p = folders.provenance()
+    assert p["versions"]["torch"] and "/" not in json.dumps(p["device"])

@@ -1,0 +1,57 @@
+"""A finished run is skipped only if it is what its study asks for; what was recorded earlier still is."""
+
+from dataclasses import replace
+
+import pytest
+
+from looped_lib.config import to_dict
+from looped_lib.core.files import read_json, write_json
+from looped_lib.core.project import find_root
+from looped_lib.studies.finished import check_finished
+from looped_lib.studies.study import Study, StudyError, load
+
+RECORDED = find_root() / "runs" / "recorded"
+
+
+@pytest.fixture
+def done(tmp_path):
+    """A study in the paper's size, whose data are files, its one run's parameters, and that run, finished."""
+    notebook = find_root() / "notebooks" / "01_norm_placement.ipynb"
+    study = Study(name="s", about="", notebook=notebook, set={"norm_placement": "pre_norm"})
+    parameters = study.runs("paper")["seed=0"]
+    write_json(tmp_path / "sweep.json", {"notebook": notebook.name, "parameters": parameters, "seconds": 1.0})
+    for name, config in study.configs(parameters).items():
+        elsewhere = {key: f"/elsewhere/{getattr(config.data, key).rpartition('/')[2]}" for key in ("train_file", "test_file")}
+        write_json(tmp_path / name / "config.json", to_dict(replace(config, data=replace(config.data, **elsewhere))))
+    return study, tmp_path, parameters
+
+
+def test_the_same_configs_pass_wherever_their_data_lie(done):
+    check_finished(*done)
+
+
+def test_other_configs_are_refused_by_the_field_that_differs(done):
+    study, folder, parameters = done
+    (path,) = folder.glob("*/config.json")
+    config = read_json(path)
+    write_json(path, config | {"training": config["training"] | {"steps": 7}})
+    with pytest.raises(StudyError, match="pre_norm-LayerNorm-seed0 was run with training.steps 7, now 10000: delete it, or name"):
+        check_finished(study, folder, parameters)
+    write_json(path, config | {"data": config["data"] | {"test_file": "/elsewhere/other.jsonl"}})
+    with pytest.raises(StudyError, match="data.test_file 'other.jsonl', now 'test_4digit.jsonl'"):
+        check_finished(study, folder, parameters)
+    write_json(path, config | {"colour": "red"})
+    with pytest.raises(StudyError, match="config.json: ExperimentConfig has no field colour.*; delete .* to run it anew"):
+        check_finished(study, folder, parameters)
+    path.unlink()
+    with pytest.raises(StudyError, match="config.json is missing.*; delete .* to run it anew"):
+        check_finished(study, folder, parameters)
+
+
+@pytest.mark.parametrize("study, size", sorted({path.parts[-4:-2] for path in RECORDED.glob("*/*/*/sweep.json")}))
+def test_recorded_runs_are_what_their_studies_ask_for(study, size):
+    runs = load(study).runs(size)
+    names = {path.parent.name for path in (RECORDED / study / size).glob("*/sweep.json")}
+    assert names <= set(runs)
+    for name in names:
+        check_finished(load(study), RECORDED / study / size / name, runs[name])
