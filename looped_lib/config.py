@@ -24,9 +24,11 @@ from looped_lib.samplers import FixedLoops, LoopSampler
 
 NormPlacement = Literal["pre_norm", "post_norm", "sandwich_branch", "sandwich_dual"]
 NormType = Literal["LayerNorm", "RMSNorm", "SimpleNorm", "DeepNorm"]
+FinalNorm = Literal["as_blocks", "LayerNorm"]
 InjectionKind = Literal["none", "add", "concat", "diagonal"]
 InitialState = Literal["embedding", "random"]
 Quantity = Literal["squared_fro", "spectral_norm", "spectral_radius"]
+LastChange = Literal["l2", "relative_squared"]
 Product = Literal["vjp", "jvp", "finite_difference"]
 Precision = Literal["fp32", "tf32", "bf16"]
 
@@ -38,7 +40,11 @@ class ModelConfig:
     norm_placement: NormPlacement = "sandwich_dual"
     """Where the norms stand in each residual (see `blocks`)."""
     norm_type: NormType = "LayerNorm"
-    """Which norm (see `norms`). DeepNorm is defined for post_norm only."""
+    """Which norm (see `norms`). DeepNorm weighs the stream in post_norm; elsewhere it is LayerNorm with its initial weights."""
+    final_norm: FinalNorm = "as_blocks"
+    """The norm before the head: of the blocks' type, or LayerNorm with gain and bias whatever theirs is."""
+    rms_eps: float = 1e-5
+    """Epsilon of RMSNorm."""
     d_model: int = 512
     """Width of the stream."""
     n_heads: int = 8
@@ -54,7 +60,7 @@ class ModelConfig:
     dropout: float = 0.1
     """Dropout on the embedding, the attention weights and the MLP output."""
     deepnorm_alpha: float = 10.0
-    """Weight of the stream in DeepNorm, N(alpha x + F x)."""
+    """alpha of DeepNorm, N(alpha x + F x); sqrt(alpha / 2) is the gain of its initial output projections."""
     init_std: float = 0.02
     """Standard deviation of the initial weights and embeddings."""
     vocab_size: int = 15
@@ -67,18 +73,14 @@ class ModelConfig:
     """Where the loops begin (see `initial_state`); random needs injection."""
 
     def __post_init__(self):
-        checks.choice(self, norm_placement=NormPlacement, norm_type=NormType, injection=InjectionKind, initial_state=InitialState)
+        checks.choice(self, norm_placement=NormPlacement, norm_type=NormType, final_norm=FinalNorm)
+        checks.choice(self, injection=InjectionKind, initial_state=InitialState)
         checks.whole(self, 1, "d_model", "n_heads", "d_ff", "k_layers", "vocab_size", "max_len")
         checks.whole(self, 0, "prelude_layers", "coda_layers")
         checks.number(self, 0, 1, "dropout", open_end=True)
-        checks.number(self, 0, math.inf, "deepnorm_alpha", "init_std", open_start=True)
+        checks.number(self, 0, math.inf, "deepnorm_alpha", "init_std", "rms_eps", open_start=True)
         if self.d_model % self.n_heads:
             raise ConfigError(f"ModelConfig.n_heads must divide d_model ({self.d_model}), got {self.n_heads}")
-        if self.norm_type == "DeepNorm" and self.norm_placement != "post_norm":
-            raise ConfigError(
-                "ModelConfig.norm_type 'DeepNorm' is N(alpha x + F x), which is defined for norm_placement "
-                f"'post_norm' only, got {self.norm_placement!r}"
-            )
         if self.initial_state == "random" and self.injection == "none":
             raise ConfigError("ModelConfig.initial_state 'random' needs an injection: without one the model never sees its input")
 
@@ -89,7 +91,7 @@ class PenaltyConfig:
 
     `regularizers` says what is detached, what receives gradient and how R is normalised.
 
-    With R the Jacobian term and S = mean over tokens of ||h_T - h_{T-1}||,
+    With R the Jacobian term and S = mean over tokens of ||h_T - h_{T-1}|| (or what `last_change` says),
 
         loss = (1 - weight) CE + weight R + l2_weight S.
     """
@@ -109,12 +111,14 @@ class PenaltyConfig:
     onset: int = 2000
     """First training step with either penalty (the paper: after warm-up)."""
     l2_weight: float = 0.0
-    """Weight of the L2 penalty on the last loop's change (the paper's baseline)."""
+    """Weight of the penalty on the last loop's change (the paper's baseline)."""
+    last_change: LastChange = "l2"
+    """S: ||h_T - h_{T-1}||, or ||h_T - h_{T-1}||^2 / ||h_T||^2, a mean over tokens."""
     public_code: bool = False
     """Estimate exactly as the public code does (see `regularizers.public_code_penalty`)."""
 
     def __post_init__(self):
-        checks.choice(self, quantity=Quantity, product=Product)
+        checks.choice(self, quantity=Quantity, product=Product, last_change=LastChange)
         checks.number(self, 0, 1, "weight", open_end=True)
         checks.number(self, 0, 1, "share", open_start=True)
         checks.number(self, 0, math.inf, "l2_weight")
@@ -124,9 +128,7 @@ class PenaltyConfig:
         if self.persistent and self.quantity == "squared_fro":
             raise ConfigError("PenaltyConfig.persistent keeps power-iteration vectors; 'squared_fro' draws independent probes")
         if self.quantity == "squared_fro" and self.iterations != 1 and not self.public_code:
-            raise ConfigError(
-                f"PenaltyConfig.iterations must be 1 for 'squared_fro', which takes one probe, got {self.iterations}"
-            )
+            checks.fail(self, "iterations", "1 for 'squared_fro', which takes one probe")
         if self.public_code and (self.quantity, self.product, self.share) != ("squared_fro", "vjp", 1.0):
             raise ConfigError(
                 "PenaltyConfig.public_code is one VJP over the whole batch: it needs 'squared_fro', 'vjp' and share 1"
@@ -161,13 +163,13 @@ class DataConfig:
     train_file: str = ""
     """Training problems; empty generates `n_train` problems of `digits` digits."""
     test_file: str = ""
-    """Held-out problems; empty generates `n_test` problems disjoint from the training ones."""
+    """Held-out problems, all that the file has; empty generates `n_test` problems disjoint from the training ones."""
     digits: int = 4
     """Digits of each generated operand."""
     n_train: int = 95_000
     """Generated training problems."""
     n_test: int = 5_000
-    """Generated held-out problems (from files: at most so many are used)."""
+    """Generated held-out problems."""
     seed: int = 0
     """Seed of the generated problems."""
 
@@ -186,6 +188,10 @@ class TrainingConfig:
     """Optimiser steps."""
     batch_size: int = 512
     """Sequences per optimiser step, over all ranks and accumulated parts together."""
+    batch_repeats: int = 1
+    """Steps in a row that train on the same batch, each at its own draw of loops and dropout (4 in the public code)."""
+    shuffle: bool = True
+    """Shuffle the problems anew in each epoch; False takes them in the order of the file."""
     accumulation: int = 1
     """Parts a rank splits its batch into to save memory."""
     lr: float = 1e-4
@@ -215,12 +221,12 @@ class TrainingConfig:
 
     def __post_init__(self):
         checks.choice(self, precision=Precision)
-        checks.whole(self, 1, "steps", "batch_size", "accumulation", "log_every")
+        checks.whole(self, 1, "steps", "batch_size", "batch_repeats", "accumulation", "log_every")
         checks.whole(self, 0, "warmup_steps", "checkpoint_every", "backprop_loops")
         checks.number(self, 0, math.inf, "lr", open_start=True)
         checks.number(self, 0, math.inf, "weight_decay", "grad_clip")
         checks.number(self, 0, 1, "lr_end")
-        checks.flag(self, "per_sequence_loops", "compile")
+        checks.flag(self, "per_sequence_loops", "compile", "shuffle")
         if self.batch_size % self.accumulation:
             raise ConfigError(f"TrainingConfig.accumulation must divide batch_size ({self.batch_size}), got {self.accumulation}")
         if self.backprop_loops and self.per_sequence_loops:
@@ -228,7 +234,7 @@ class TrainingConfig:
                 "TrainingConfig.backprop_loops needs one loop count per batch: set per_sequence_loops to False, or it to 0"
             )
         if len(self.betas) != 2 or not all(isinstance(b, float) and 0 <= b < 1 for b in self.betas):
-            raise ConfigError(f"TrainingConfig.betas must be two numbers in [0, 1), got {self.betas!r}")
+            checks.fail(self, "betas", "two numbers in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from looped_lib.config import PenaltyConfig
+from looped_lib.config import LastChange, PenaltyConfig
 from looped_lib.dynamics.jacobian import (
     Product,
     Step,
@@ -132,8 +132,14 @@ def public_code_penalty() -> PenaltyConfig:
     return PenaltyConfig(weight=0.1, share=1.0, public_code=True)
 
 
-def l2_penalty(h_T: Stream, h_before: Stream) -> Float[Tensor, ""]:
-    """S: mean over tokens of ||h_T - h_{T-1}||_2, with gradient into both (0 at a token that did not move)."""
+def last_change(h_T: Stream, h_before: Stream, kind: LastChange = "l2") -> Float[Tensor, ""]:
+    """S, a mean over tokens, with gradient into both states (0 at a token that did not move):
+
+    l2                  ||h_T - h_{T-1}||                       the paper's baseline
+    relative_squared    ||h_T - h_{T-1}||^2 / ||h_T||^2         (arXiv 2608.18222, with weight 1)
+    """
+    if kind == "relative_squared":
+        return ((h_T - h_before).square().sum(-1) / h_T.square().sum(-1)).mean()
     return torch.linalg.vector_norm(h_T - h_before, dim=-1).mean()
 
 

@@ -29,11 +29,20 @@ WHOLE = {
     c.PenaltyConfig: ["iterations", "onset"],
     c.CarryConfig: ["max_loops", "onset"],
     c.DataConfig: ["digits", "n_train", "n_test", "seed"],
-    c.TrainingConfig: ["steps", "batch_size", "accumulation", "warmup_steps", "log_every", "checkpoint_every", "backprop_loops"],
+    c.TrainingConfig: [
+        "steps",
+        "batch_size",
+        "batch_repeats",
+        "accumulation",
+        "warmup_steps",
+        "log_every",
+        "checkpoint_every",
+        "backprop_loops",
+    ],
     ExperimentConfig: ["seed"],
 }
 NUMBER = {
-    c.ModelConfig: ["dropout", "deepnorm_alpha", "init_std"],
+    c.ModelConfig: ["dropout", "deepnorm_alpha", "init_std", "rms_eps"],
     c.PenaltyConfig: ["weight", "share", "l2_weight"],
     c.CarryConfig: ["share"],
     c.TrainingConfig: ["lr", "lr_end", "weight_decay", "grad_clip"],
@@ -57,8 +66,8 @@ def test_numbers_are_checked(cls, name, value):
 @pytest.mark.parametrize(
     ("cls", "name"),
     [
-        *((c.ModelConfig, n) for n in ("norm_placement", "norm_type", "injection", "initial_state")),
-        *((c.PenaltyConfig, n) for n in ("quantity", "product")),
+        *((c.ModelConfig, n) for n in ("norm_placement", "norm_type", "final_norm", "injection", "initial_state")),
+        *((c.PenaltyConfig, n) for n in ("quantity", "product", "last_change")),
         (c.TrainingConfig, "precision"),
     ],
 )

@@ -121,7 +121,6 @@ def train_step(
     if penalty_weight > 0:
         loss = (1 - penalty_weight) * loss + penalty_weight * jacobian_penalty(model, h)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return loss.item()
 

@@ -32,7 +32,7 @@ def paper_step(n_loops: int = 8, batch_size: int = 512, model: ModelConfig | Non
         model=model or ModelConfig(),
         loops=FixedLoops(n=n_loops),
         data=DataConfig(n_train=batch_size, n_test=1),
-        training=TrainingConfig(batch_size=batch_size, warmup_steps=0),
+        training=TrainingConfig(batch_size=batch_size, warmup_steps=0, grad_clip=0.0),
     )
 
 

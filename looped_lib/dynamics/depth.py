@@ -43,6 +43,8 @@ class DepthCurve:
 
     correct: Bool[Tensor, "problem depth"]
     """Whether greedy decoding at this depth gives the whole sum and EOS, in the order of the problems."""
+    lenient: Bool[Tensor, "problem depth"]
+    """Whether it gives the sum as a number, EOS or not: only a digit from 1 to 9 in the place of EOS makes another of it."""
     state_norm: Float[Tensor, "depth"]
     """Mean over tokens of ||h_t||."""
     residual: Float[Tensor, "depth"]
@@ -72,7 +74,7 @@ def depth_curve(
         raise ValueError(f"depth_curve needs problems and a depth of at least 0, got {len(problems)} and {max_depth}")
     if problems_at_once is None:
         problems_at_once = 128 if problems.ids.device.type == "cpu" else 8192
-    correct = torch.zeros(len(problems), max_depth + 1, dtype=torch.bool)
+    correct = torch.zeros(2, len(problems), max_depth + 1, dtype=torch.bool)
     sums = torch.zeros(2, max_depth + 1, dtype=torch.float64)
     chunks = equal_lengths(problems, problems_at_once)
     with (
@@ -81,31 +83,31 @@ def depth_curve(
         tqdm(total=len(chunks) * (max_depth + 1), disable=not progress, unit="loop") as bar,
     ):
         for rows, ids, prompt_len in chunks:
-            correct[rows], chunk_sums = _one_chunk(model, ids, prompt_len, max_depth, bar)
+            correct[:, rows], chunk_sums = _one_chunk(model, ids, prompt_len, max_depth, bar)
             sums += chunk_sums
     state_norm, residual = sums / sum(ids[:, 1:].numel() for _, ids, _ in chunks)
     residual[0] = math.nan
-    return DepthCurve(correct, state_norm, residual)
+    return DepthCurve(*correct, state_norm, residual)
 
 
 def _one_chunk(
     model: nn.Module, ids: Int[Tensor, "problem char"], prompt_len: int, max_depth: int, bar: tqdm
-) -> tuple[Bool[Tensor, "problem depth"], Float[Tensor, "2 depth"]]:
-    """Correctness, and the sums over tokens of state norm and relative residual, at every depth."""
+) -> tuple[Bool[Tensor, "2 problem depth"], Float[Tensor, "2 depth"]]:
+    """Correctness, strict and lenient, and the sums over tokens of state norm and relative residual, at every depth."""
     answer = ids[:, prompt_len:]
     width = answer.shape[1]
     if isinstance(model, LoopedTransformer):
         sequences = SharedPrefixes(model, ids[:, :-1], width)
     else:
         sequences = WholeSequences(model, ids[:, :-1])
-    correct = torch.empty(len(ids), max_depth + 1, dtype=torch.bool, device=ids.device)
+    correct = torch.empty(2, len(ids), max_depth + 1, dtype=torch.bool, device=ids.device)
     sums = torch.zeros(2, max_depth + 1, dtype=torch.float64, device=ids.device)
     anchor, anchor_depth, before = [], 0, None
     for depth in range(max_depth + 1):
         if depth:
             before = sequences.states
             sequences.step()
-        correct[:, depth] = (sequences.logits(width).argmax(dim=-1) == answer).all(dim=1)
+        correct[:, :, depth] = _graded(sequences.logits(width).argmax(dim=-1), answer)
         sums[:, depth] = _token_sums(model, sequences.states, before, sequences.copies)
         bar.update()
         if anchor and all(map(torch.equal, sequences.states, anchor)):
@@ -113,12 +115,19 @@ def _one_chunk(
             period = depth - anchor_depth
             later = torch.arange(depth + 1, max_depth + 1)
             source = later - period * ((later - depth + period - 1) // period)
-            correct[:, later], sums[:, later] = correct[:, source], sums[:, source]
+            correct[..., later], sums[:, later] = correct[..., source], sums[:, source]
             bar.update(len(later))
             break
         if depth % _ANCHOR_EVERY == 0:
             anchor, anchor_depth = sequences.states, depth
     return correct.cpu(), sums.cpu()
+
+
+def _graded(said: Int[Tensor, "problem char"], answer: Int[Tensor, "problem char"]) -> Bool[Tensor, "2 problem"]:
+    """Right with EOS, and right as a number: digits come least significant first, so that a last digit 0 adds nothing to it."""
+    right = said == answer
+    another = (said[:, -1] >= 1) & (said[:, -1] <= 9)  # a character's id is its digit
+    return torch.stack([right.all(dim=1), right[:, :-1].all(dim=1) & ~another])
 
 
 def _token_sums(model: nn.Module, states: list[Tensor], before: list[Tensor] | None, copies: list[Tensor]) -> Float[Tensor, "2"]:

@@ -6,7 +6,7 @@ With x the stream, F the sublayer and N, N1, N2 norms, the placements of the pap
     sandwich_branch   x + N2(F(N1 x))            each step is bounded, their sum is not
     post_norm         N(x + F x)                 the stream is normalised after every sublayer: bounded
     sandwich_dual     N2(x + F(N1 x))            bounded, and F sees a normalised input
-    DeepNorm          N(alpha x + F x)           post_norm with a heavier stream (only defined for post_norm)
+    DeepNorm          N(alpha x + F x)           post_norm with a heavier stream
 
 A block is one residual around attention, then one around the MLP. The residual class is the placement; nothing is decided
 by comparing strings in `forward`.
@@ -136,10 +136,7 @@ class SandwichDualResidual(Residual):
 
 
 class DeepNormResidual(Residual):
-    """N(alpha x + F x); the sublayer's output projection starts Xavier-normal with gain sqrt(alpha / 2).
-
-    The published DeepNorm (Wang et al. 2022) divides the gain by the depth; the study this project reproduces used this form.
-    """
+    """N(alpha x + F x)."""
 
     def __init__(self, sublayer: nn.Module, norm: MakeNorm, alpha: float):
         super().__init__()
@@ -180,9 +177,9 @@ class Block(nn.Module):
 
 def _residual(sublayer: nn.Module, config: ModelConfig) -> nn.Module:
     def norm() -> nn.Module:
-        return make_norm(config.norm_type, config.d_model)
+        return make_norm(config.norm_type, config.d_model, config.rms_eps)
 
-    if config.norm_type == "DeepNorm":
+    if config.norm_type == "DeepNorm" and config.norm_placement == "post_norm":
         return DeepNormResidual(sublayer, norm, config.deepnorm_alpha)
     return _RESIDUALS[config.norm_placement](sublayer, norm)
 

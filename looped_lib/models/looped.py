@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from looped_lib.config import ModelConfig
-from looped_lib.models.blocks import Block, DeepNormResidual, Stream
+from looped_lib.models.blocks import Block, Residual, Stream
 from looped_lib.models.cache import Cache, Slot
 from looped_lib.models.dropout import Dropout
 from looped_lib.models.initial_state import STARTS
@@ -45,7 +45,8 @@ class LoopedTransformer(nn.Module):
         self.prelude = nn.ModuleList(Block(config) for _ in range(config.prelude_layers))
         self.layers = nn.ModuleList(Block(config) for _ in range(config.k_layers))
         self.coda = nn.ModuleList(Block(config) for _ in range(config.coda_layers))
-        self.final_norm = make_norm(config.norm_type, config.d_model)
+        final = config.norm_type if config.final_norm == "as_blocks" else config.final_norm
+        self.final_norm = make_norm(final, config.d_model, config.rms_eps)
         self.start = STARTS[config.initial_state](config)
         self.injection = INJECTIONS[config.injection](config)
         self.n_moving = config.d_model
@@ -93,13 +94,16 @@ class LoopedTransformer(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, module: nn.Module) -> None:
-        """Weights N(0, init_std), biases 0, norms at identity; DeepNorm rescales its output projections."""
+        """Weights N(0, init_std), biases 0, norms at identity; DeepNorm's output projections Xavier-normal, gain sqrt(alpha / 2).
+
+        The published DeepNorm (Wang et al. 2022) divides the gain by the depth; the study this project reproduces did not.
+        """
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.init_std)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        if isinstance(module, DeepNormResidual):  # `apply` visits children first, so this comes after the lines above
-            nn.init.xavier_normal_(module.sublayer.out.weight, gain=math.sqrt(module.alpha / 2))
+        if isinstance(module, Residual) and self.config.norm_type == "DeepNorm":  # `apply` has visited its children before
+            nn.init.xavier_normal_(module.sublayer.out.weight, gain=math.sqrt(self.config.deepnorm_alpha / 2))
 
     @torch.no_grad()
     def generate(self, ids: Ids, n_loops: int, new_tokens: int, use_cache: bool = True) -> Int[Tensor, "batch seq_out"]:

@@ -37,6 +37,8 @@ class Run:
     residual: dict[int, float]
     seconds: float
     lowest: dict[str, float] = field(default_factory=dict)
+    lenient: dict[int, float] = field(default_factory=dict)
+    """The accuracy as the public code grades, where that was recorded (see `runs.experiment`)."""
     digits: dict[int, dict[int, float]] = field(default_factory=dict)
     """By digits of the operands, where that was measured (`looped_lib.runs.digits`), the accuracy by loop count."""
 
@@ -45,6 +47,10 @@ class Run:
         if self.lowest and self.lowest["from"] == first and max(self.accuracy) == last:
             return self.lowest["accuracy"]
         return min(a for depth, a in self.accuracy.items() if first <= depth <= last)
+
+    def held_leniently(self, first: int = 4, last: int = 100) -> float:
+        """The lowest accuracy as the public code grades, at a recorded depth from `first` to `last`."""
+        return min(a for depth, a in self.lenient.items() if first <= depth <= last)
 
     def mean(self, first: int = 4, last: int = 100) -> float:
         """The mean accuracy over the recorded depths from `first` to `last`."""
@@ -178,7 +184,8 @@ def _experiments(results: list[_Result], root: Path) -> Iterator[Run]:
             folder = path.parent.relative_to(root.parent).as_posix()
             seconds = sum(result["seconds"].values())
             digits = _digits(path.with_name(DIGITS))
-            yield Run(folder, config, accuracy, norm, residual, seconds, result.get("lowest", {}), digits)
+            lenient = dict(zip(result["depths"], result["lenient"], strict=True)) if "lenient" in result else {}
+            yield Run(folder, config, accuracy, norm, residual, seconds, result.get("lowest", {}), lenient, digits)
         except (ValueError, TypeError, AttributeError, KeyError) as e:
             warnings.warn(f"left out {path}: {e!r}", stacklevel=2)
 

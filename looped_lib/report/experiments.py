@@ -5,7 +5,7 @@ from typing import get_args
 
 from looped_lib.config import ExperimentConfig, NormPlacement
 from looped_lib.studies.beyond import RECIPES, input_study, recipe_study
-from looped_lib.studies.paper import jacobian_study, loops_study, norm_study, penalty_study
+from looped_lib.studies.paper import L2_WEIGHT, jacobian_study, loops_study, norm_study, penalty_study
 from looped_lib.studies.sizes import Configs
 
 GROWING, BOUNDED = ("pre_norm", "sandwich_branch"), ("post_norm", "sandwich_dual")
@@ -38,9 +38,10 @@ def placements(size: str, names: Sequence[str] = get_args(NormPlacement), norm_t
     return {name: only(norm_study(size, name, norm_type)) for name in names}
 
 
-def distributions(size: str, prelude: int = 0, coda: int = 0, l2: float = 0.0) -> Configs:
-    """Section 4.2, by distribution."""
-    return {name: only(loops_study(size, name, prelude, coda, l2)) for name in ("log_normal", "poisson", "uniform")}
+def distributions(size: str, prelude: int = 0, coda: int = 0, l2: bool = False) -> Configs:
+    """Section 4.2, by distribution, with unlooped blocks and the L2 penalty or without."""
+    weight = l2 * L2_WEIGHT[size]
+    return {name: only(loops_study(size, name, prelude, coda, weight)) for name in ("log_normal", "poisson", "uniform")}
 
 
 def stars(size: str) -> Configs:

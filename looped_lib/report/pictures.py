@@ -35,7 +35,7 @@ def pictures(evidence: Evidence, size: str) -> dict[str, go.Figure]:
         "type_accuracy": accuracy_bands(_panels(evidence, _types(size)), "Which norm it is: accuracy, by placement"),
         "deepnorm_accuracy": accuracy_bands(curves(_deepnorms(size)), "DeepNorm: accuracy, by alpha"),
         "distribution_accuracy": accuracy_bands(_panels(evidence, _blocks(size)), "Random loops: accuracy, by unlooped blocks"),
-        "l2_accuracy": accuracy_bands(_panels(evidence, _blocks(size, l2=0.1)), "Random loops and the L2 penalty: accuracy"),
+        "l2_accuracy": accuracy_bands(_panels(evidence, _blocks(size, l2=True)), "Random loops and the L2 penalty: accuracy"),
         "distribution_loss": loss_bands(losses(distributions(size)), "Random loops: training"),
         "loop_counts": loop_counts(drawn),
         "penalty_accuracy": accuracy_bands(_panels(evidence, _weights(size)), "Jacobian penalties: accuracy, by weight"),
@@ -75,5 +75,5 @@ def _weights(size: str) -> dict[str, Configs]:
     return {f"w = {weight:g}": estimators(size, weight) for weight in (0.1, 0.01)}
 
 
-def _blocks(size: str, l2: float = 0.0) -> dict[str, Configs]:
+def _blocks(size: str, l2: bool = False) -> dict[str, Configs]:
     return {name: distributions(size, **blocks, l2=l2) for name, blocks in BLOCKS.items()}

@@ -6,6 +6,7 @@ result.json     what was measured, with config and provenance (see `experiment`)
 checkpoints/    weights (stay on the machine)
 """
 
+import math
 import platform
 import subprocess
 import sys
@@ -54,9 +55,10 @@ def provenance() -> dict[str, Any]:
 def load_runs(root: str | Path | None = None) -> pd.DataFrame:
     """All finished runs under `root` (default: runs/ of the project), one row per run and depth.
 
-    Columns: study, run, depth, accuracy, state_norm, residual, seconds, and the config flattened (`model.norm_placement`,
-    `loops.kind`, `penalty.weight`, ...). A study inside another, as a sweep makes them, is named by its path under `root`
-    (`norms/seed=0`), so (study, run) names one run. A folder with a damaged result is left out with a warning that names it.
+    Columns: study, run, depth, accuracy, state_norm, residual, lenient (as the public code grades; missing in older runs),
+    seconds, and the config flattened (`model.norm_placement`, `loops.kind`, `penalty.weight`, ...). A study inside another, as a
+    sweep makes them, is named by its path under `root` (`norms/seed=0`), so (study, run) names one run. A folder with a damaged
+    result is left out with a warning that names it.
     """
     return _collect(root, "result.json", _per_depth)
 
@@ -99,6 +101,7 @@ def _collect(root: str | Path | None, name: str, read: Any) -> pd.DataFrame:
 def _per_depth(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     result = read_json(path)
     table = pd.DataFrame({"depth": result["depths"], **{k: result[k] for k in PER_DEPTH}})
+    table["lenient"] = result.get("lenient", math.nan)
     return table.assign(seconds=sum(result["seconds"].values())), result["config"]
 
 

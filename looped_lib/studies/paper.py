@@ -1,5 +1,7 @@
 """The experiments of the paper, as functions from a preset's name (see `sizes`) to {run name: ExperimentConfig}.
 
+In size `paper` every run has the settings of the authors' public code (runs/PAPER.md lists them, and what stays different).
+
 A study's variants differ in what the study is about and in nothing else. Studies 2 and 3 can be asked in two ways: by a `variant`
 of the paper's, or by the settings themselves, which gives exactly one run. A value that cannot be meant is a ValueError that
 names the parameter. `CONFIGS` says which function a notebook calls, with the notebook's own parameters.
@@ -31,7 +33,7 @@ def norm_study(
     deepnorm_alpha: float = ModelConfig.deepnorm_alpha,
     seed: int = 0,
 ) -> Configs:
-    """Section 4.1: where the norm stands and which it is, trained at depth 4. "all" takes every value that is defined."""
+    """Section 4.1: where the norm stands and which it is, trained at depth 4. "all" takes every value."""
     placements, types = get_args(NormPlacement), get_args(NormType)
     experiment = base(preset, seed)
     other_alpha = deepnorm_alpha != ModelConfig.deepnorm_alpha
@@ -40,8 +42,6 @@ def norm_study(
     configs = {}
     for placement in choose("norm_placement", norm_placement, placements):
         for kind in choose("norm_type", norm_type, types):
-            if kind == "DeepNorm" and placement != "post_norm" and "all" in (norm_placement, norm_type):
-                continue
             alpha = {"deepnorm_alpha": deepnorm_alpha} if kind == "DeepNorm" else {}
             model = replace(experiment.model, norm_placement=placement, norm_type=kind, **alpha)
             name = f"{kind}_alpha{deepnorm_alpha:g}" if alpha and other_alpha else kind
@@ -56,12 +56,13 @@ def random_loop_study(
     prelude: int = 0,
     coda: int = 0,
     l2: float = 0.0,
+    norm_placement: str = "",
     seed: int = 0,
 ) -> Configs:
     """Section 4.2: random loop counts without Jacobian, by `variant`, or as `loops_study` if `distribution` is given."""
     if distribution:
         _no_variant(variant, "distribution")
-        return loops_study(preset, distribution, prelude, coda, l2, seed)
+        return loops_study(preset, distribution, prelude, coda, l2, norm_placement, seed)
     if (prelude, coda, l2) != (0, 0, 0):
         raise ValueError("prelude, coda and l2 go with distribution: give one of log_normal, poisson, uniform")
     changes = {
@@ -71,21 +72,39 @@ def random_loop_study(
         "prelude": {"prelude": 1},
         "coda": {"coda": 1},
         "prelude_coda": {"prelude": 1, "coda": 1},
-        "l2": {"l2": 0.1},
+        "l2": {"l2": L2_WEIGHT[preset]},
     }
-    chosen = choose("variant", variant, tuple(changes))
-    return {f"{name}-seed{seed}": _only(loops_study(preset, seed=seed, **changes[name])) for name in chosen}
+    placement = norm_placement or PLACEMENT.get(preset, "")
+    end = f"{placement}-" * bool(placement) + f"seed{seed}"
+    return {
+        f"{name}-{end}": _only(loops_study(preset, norm_placement=placement, seed=seed, **changes[name]))
+        for name in choose("variant", variant, tuple(changes))
+    }
 
 
 def loops_study(
-    preset: str, distribution: str = "log_normal", prelude: int = 0, coda: int = 0, l2: float = 0.0, seed: int = 0
+    preset: str,
+    distribution: str = "log_normal",
+    prelude: int = 0,
+    coda: int = 0,
+    l2: float = 0.0,
+    norm_placement: str = "",
+    seed: int = 0,
 ) -> Configs:
-    """One run: a loop-count distribution, unlooped blocks around the loop, and the L2 penalty's weight."""
+    """One run: a loop-count distribution, unlooped blocks around the loop, the L2 penalty's weight, and where the norm stands.
+
+    An empty `norm_placement` is that of all studies, sandwich_dual; in size `paper` it is sandwich_branch, as in the public
+    training script of this section (whose test file has sandwich_dual). There the L2 penalty begins with the first step, too.
+    """
     experiment = replace(base(preset, seed), loops=loops(preset, distribution))
-    experiment = replace(experiment, model=replace(experiment.model, prelude_layers=prelude, coda_layers=coda))
+    model = replace(experiment.model, prelude_layers=prelude, coda_layers=coda)
+    if placement := norm_placement or PLACEMENT.get(preset, ""):
+        model = replace(model, norm_placement=one_of("norm_placement", placement, get_args(NormPlacement)))
+    experiment = replace(experiment, model=model)
     if l2:
-        experiment = replace(experiment, penalty=PenaltyConfig(l2_weight=l2, onset=onset(experiment)))
-    parts = [distribution, f"prelude{prelude}" * (prelude > 0), f"coda{coda}" * (coda > 0), f"l2_{l2:g}" * (l2 > 0)]
+        begin = 0 if preset == "paper" else onset(experiment)
+        experiment = replace(experiment, penalty=PenaltyConfig(l2_weight=l2, onset=begin))
+    parts = [distribution, f"prelude{prelude}" * (prelude > 0), f"coda{coda}" * (coda > 0), f"l2_{l2:g}" * (l2 > 0), placement]
     return {"-".join(filter(None, [*parts, f"seed{seed}"])): experiment}
 
 
@@ -100,7 +119,11 @@ def jacobian_study(
     seed: int = 0,
 ) -> Configs:
     """Section 4.3: random loops alone, and with each Jacobian penalty (w = 0.1, from the onset on), by the paper's `variant`; or
-    as `penalty_study` if `quantity` is given."""
+    as `penalty_study` if `quantity` is given.
+
+    `public_code` has the public penalty; `public` is the whole run as the public code really makes it: its four loader workers
+    read the same file, so that each batch comes four times in a row, in the order of the file.
+    """
     settings = {"product": product, "iterations": iterations, "persistent": persistent, "weight": weight}
     if quantity:
         _no_variant(variant, "quantity")
@@ -109,19 +132,22 @@ def jacobian_study(
         raise ValueError(f"{', '.join(settings)} go with quantity: give one of {', '.join((*get_args(Quantity), 'public_code'))}")
     experiment = replace(base(preset, seed), loops=loops(preset))
     begin = onset(experiment)
-    on = {"weight": 0.1, "onset": begin}
+    on = {"weight": 0.1, "onset": begin, "share": _share(preset)}
+    public = {"penalty": replace(public_code_penalty(), onset=begin)}
     changes = {
         "random": {},
         "squared_fro": {"penalty": PenaltyConfig(**on)},
         "spectral_norm": {"penalty": PenaltyConfig(quantity="spectral_norm", iterations=4, **on)},
         "spectral_radius": {"penalty": PenaltyConfig(quantity="spectral_radius", iterations=4, **on)},
-        "public_code": {"penalty": replace(public_code_penalty(), onset=begin)},
+        "public_code": public,
         "squared_fro_carry": {
             "penalty": PenaltyConfig(**on),
             "carry": CarryConfig(share=0.5, onset=max(begin, experiment.training.steps // 2)),
         },
     }
-    chosen = choose("variant", variant, tuple(changes))
+    all_variants = tuple(changes)
+    changes["public"] = public | {"training": replace(experiment.training, batch_repeats=4, shuffle=False)}
+    chosen = all_variants if variant == "all" else (one_of("variant", variant, (*changes, "all")),)
     return {f"{name}-seed{seed}": replace(experiment, **changes[name]) for name in chosen}
 
 
@@ -138,7 +164,7 @@ def penalty_study(
     one_of("quantity", quantity, (*get_args(Quantity), "public_code"))
     one_of("product", product, get_args(Product))
     experiment = replace(base(preset, seed), loops=loops(preset))
-    start = public_code_penalty() if quantity == "public_code" else PenaltyConfig(quantity=quantity)
+    start = public_code_penalty() if quantity == "public_code" else PenaltyConfig(quantity=quantity, share=_share(preset))
     settings = {"product": product, "iterations": iterations, "persistent": persistent, "weight": weight}
     name = f"{quantity}-{product}-{iterations}it{'-persistent' * persistent}-w{weight:g}-seed{seed}"
     return {name: replace(experiment, penalty=replace(start, **settings, onset=onset(experiment)))}
@@ -155,6 +181,11 @@ def tour(preset: str, seed: int = 0) -> Configs:
     }
 
 
+L2_WEIGHT = {preset: 1.0 if preset == "paper" else 0.1 for preset in PRESETS}
+"""Weight of the L2 penalty of section 4.2, by preset."""
+PLACEMENT = {"paper": "sandwich_branch"}
+"""Where the norm stands in section 4.2, by preset; where not given, as in all studies."""
+
 CONFIGS: dict[str, Callable[..., Configs]] = {
     "00_tour": tour,
     "01_norm_placement": norm_study,
@@ -163,6 +194,11 @@ CONFIGS: dict[str, Callable[..., Configs]] = {
     "09_beyond_the_paper": beyond_study,
 }
 """By notebook: what makes its configs from its parameters, all but `max_depth` and `out`."""
+
+
+def _share(preset: str) -> float:
+    """Of the batch, that the penalty is estimated on: all of it in the paper's size, as in the public code."""
+    return 1.0 if preset == "paper" else PenaltyConfig.share
 
 
 def _only(configs: Configs) -> ExperimentConfig:

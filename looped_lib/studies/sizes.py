@@ -35,7 +35,7 @@ def loops(preset: str, distribution: str = "log_normal") -> LoopSampler:
     paper = {
         "log_normal": LogNormalLoops(),
         "poisson": PoissonLoops(rate=5.0),
-        "uniform": UniformLoops(low=1, high=16),
+        "uniform": UniformLoops(low=1, high=100),
     }
     small = {
         "log_normal": LogNormalLoops(mu=1.1, sigma=0.3, low=2, high=8),
@@ -66,7 +66,13 @@ def choose(name: str, value: str, choices: tuple[str, ...]) -> tuple[str, ...]:
 def _paper(seed: int) -> ExperimentConfig:
     data = find_root() / "data"
     files = {"train_file": f"{data}/train_4digit.jsonl", "test_file": f"{data}/test_4digit.jsonl"}
-    return ExperimentConfig(data=DataConfig(**files), seed=seed)
+    return ExperimentConfig(
+        # Machine epsilon is what torch.nn.RMSNorm takes by itself in float32. DeepNorm's alpha is that of section 4.2.
+        model=ModelConfig(final_norm="LayerNorm", rms_eps=2.0**-23, deepnorm_alpha=1.0),
+        data=DataConfig(**files),
+        training=TrainingConfig(grad_clip=0.0),
+        seed=seed,
+    )
 
 
 def _cpu(seed: int) -> ExperimentConfig:

@@ -7,7 +7,7 @@
       norm_placement: [pre_norm, post_norm]
       norm_type: [LayerNorm, RMSNorm]
     seeds: [0, 1, 2]
-    sizes:                                            # what differs by size, beside the preset
+    sizes:                                            # what differs by size, beside the preset: seeds, set, grid
       smoke: {seeds: [0], set: {max_depth: 12}}
 
 or a Python file that ends with STUDY = Study(...). Those of the project lie in looped_lib/studies/. Whatever is wrong in it (a
@@ -61,7 +61,7 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     """Every combination is run with each; the first seed of all of them comes first."""
     sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By preset: other `seeds`, and a `set` that goes over the study's."""
+    """By preset: other `seeds`, another `grid`, and a `set` that goes over the study's."""
     file: str = ""
     """Where it was read, for errors."""
     lines: Mapping[str, int] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Study:
         shared = {"preset": size, **self.set, **sized.get("set", {})}
         runs = {}
         for seed in seeds if seeds is not None else sized.get("seeds", self.seeds):
-            for table in self.grid:
+            for table in sized.get("grid", self.grid):
                 for values in itertools.product(*table.values()):
                     varied = {**dict(zip(table, values, strict=True)), "seed": seed}
                     runs[",".join(f"{k}={quote(str(v), safe='')}" for k, v in varied.items())] = {**shared, **varied}
@@ -89,25 +89,26 @@ class Study:
         known = papermill.inspect_notebook(str(self.notebook))
         if missing := {"preset", "seed", "out"} - set(known):
             raise self._wrong("notebook", f"{self.notebook.name} has no parameter {', '.join(sorted(missing))}: a study sets it")
-        if not isinstance(self.grid, list | tuple) or not all(isinstance(table, Mapping) for table in self.grid):
-            raise self._wrong("grid", f"must be a tuple of tables, got {self.grid!r}")
-        self._check_set("set", self.set, known)
-        for i, table in enumerate(self.grid):
-            self._check_values("grid" if len(self.grid) == 1 else f"grid[{i}]", table, known)
+        self._check_grid("grid", self.grid, known)
+        self._check_set("set", self.set, self.grid, known)
         self._check_seeds("seeds", self.seeds)
         for size, sized in self.sizes.items():
             where = f"sizes.{size}"
             if size not in PRESETS:
                 raise self._wrong(where, f"unknown size; there are {', '.join(PRESETS)}")
-            if unknown := set(sized) - {"seeds", "set"}:
-                raise self._wrong(f"{where}.{min(unknown)}", "a size has seeds and set, no more")
-            self._check_set(f"{where}.set", sized.get("set", {}), known)
+            if unknown := set(sized) - {"seeds", "set", "grid"}:
+                raise self._wrong(f"{where}.{min(unknown)}", "a size has seeds, set and grid, no more")
+            grid = sized.get("grid", self.grid)
+            self._check_grid(f"{where}.grid", grid, known)
+            self._check_set("set", self.set, grid, known)
+            self._check_set(f"{where}.set", sized.get("set", {}), grid, known)
             self._check_seeds(f"{where}.seeds", sized.get("seeds", [0]))
         for size in PRESETS:
             names = self.runs(size)
             if long := [name for name in names if len(name) > LONGEST_NAME]:
                 raise self._wrong("grid", f"the name of a run has more than {LONGEST_NAME} letters: {long[0]}")
-            tables = [dict(zip(t, v, strict=True)) for t in self.grid for v in itertools.product(*t.values())]
+            grid = self.sizes.get(size, {}).get("grid", self.grid)
+            tables = [dict(zip(t, v, strict=True)) for t in grid for v in itertools.product(*t.values())]
             if len(names) < len(tables) * len({p["seed"] for p in names.values()}):
                 raise self._wrong("grid", "two of its tables hold the same run")
         return self
@@ -131,9 +132,15 @@ class Study:
             except ValueError as e:
                 raise StudyError(f"{self.file or self.name}, run {name}: {e}") from None
 
-    def _check_set(self, where: str, values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    def _check_grid(self, where: str, grid: Any, known: Mapping[str, Any]) -> None:
+        if not isinstance(grid, list | tuple) or not all(isinstance(table, Mapping) for table in grid):
+            raise self._wrong(where, f"must be a tuple of tables, got {grid!r}")
+        for i, table in enumerate(grid):
+            self._check_values(where if len(grid) == 1 else f"{where}[{i}]", table, known)
+
+    def _check_set(self, where: str, values: Mapping[str, Any], grid: Any, known: Mapping[str, Any]) -> None:
         self._check_values(where, {name: [value] for name, value in values.items()}, known)
-        if both := [name for name in values if any(name in table for table in self.grid)]:
+        if both := [name for name in values if any(name in table for table in grid)]:
             raise self._wrong(f"{where}.{both[0]}", "the grid varies it: give it in one of the two places")
 
     def _check_values(self, where: str, table: Mapping[str, Sequence[Any]], known: Mapping[str, Any]) -> None:
@@ -206,10 +213,12 @@ def _from_yaml(path: Path) -> Study:
         name=path.stem,
         about=values["about"],
         notebook=notebook,
-        grid=tuple({k: v if isinstance(v, list) else [v] for k, v in table.items()} for table in _tables(values)),
+        grid=_grid(values),
         set=values.get("set", {}),
         seeds=values.get("seeds", (0,)),
-        sizes=values.get("sizes", {}),
+        sizes={
+            size: sized | ({"grid": _grid(sized)} if "grid" in sized else {}) for size, sized in values.get("sizes", {}).items()
+        },
         file=str(path),
         lines=lines,
     )
@@ -256,8 +265,15 @@ def _wrong_shape(values: dict[str, Any]) -> tuple[str, str] | None:
         return "grid", "must be a table of values, or a list of such tables"
     for size, sized in values.get("sizes", {}).items():
         if not isinstance(sized, dict) or not isinstance(sized.get("set", {}), dict):
-            return f"sizes.{size}", "must be a table of seeds and set"
+            return f"sizes.{size}", "must be a table of seeds, set and grid"
+        if not all(isinstance(table, dict) for table in _tables(sized)):
+            return f"sizes.{size}.grid", "must be a table of values, or a list of such tables"
     return None
+
+
+def _grid(values: dict[str, Any]) -> tuple[dict[str, list[Any]], ...]:
+    """The tables under `grid`; a single value is a list of one."""
+    return tuple({k: v if isinstance(v, list) else [v] for k, v in table.items()} for table in _tables(values))
 
 
 def _tables(values: dict[str, Any]) -> list[Any]:

@@ -1,9 +1,11 @@
-"""Which problems a training step sees: consecutive places in an endless list of shuffled epochs."""
+"""Which problems a training step sees: consecutive places in an endless list of epochs, shuffled or in the order of the file."""
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+from looped_lib.config import TrainingConfig
 
 _STREAM = 0x200  # keeps the order independent of every other stream derived from the same seed
 
@@ -11,13 +13,15 @@ _STREAM = 0x200  # keeps the order independent of every other stream derived fro
 class Batches:
     """Row numbers of each batch, a pure function of (seed, step): a resumed run needs no state, all ranks agree."""
 
-    def __init__(self, n_problems: int, batch_size: int, seed: int, device: torch.device | None = None):
-        self.n_problems, self.batch_size, self.seed, self.device = n_problems, batch_size, seed, device
+    def __init__(self, config: TrainingConfig, n_problems: int, seed: int, device: torch.device | None = None):
+        self.config, self.n_problems, self.seed, self.device = config, n_problems, seed, device
         self._orders: dict[int, Tensor] = {}
 
     def rows(self, step: int) -> Int[Tensor, "batch"]:
-        """Row numbers of batch `step`. A batch may span epochs; within an epoch every problem comes once."""
-        first, missing = step * self.batch_size, self.batch_size
+        """Row numbers of step `step`. A batch may span epochs; within an epoch every problem is in one batch, which
+        `batch_repeats` steps in a row train on."""
+        missing = self.config.batch_size
+        first = step // self.config.batch_repeats * missing
         pieces = []
         while missing:
             epoch, offset = divmod(first, self.n_problems)
@@ -27,9 +31,11 @@ class Batches:
         return torch.cat(pieces)
 
     def _order(self, epoch: int) -> Int[Tensor, "problem"]:
-        """The shuffled row numbers of one epoch, kept while it lasts."""
+        """The row numbers of one epoch, kept while it lasts."""
         if epoch not in self._orders:
-            permutation = np.random.default_rng([_STREAM, self.seed, epoch]).permutation(self.n_problems)
+            permutation = np.arange(self.n_problems)
+            if self.config.shuffle:
+                permutation = np.random.default_rng([_STREAM, self.seed, epoch]).permutation(self.n_problems)
             self._orders = {k: v for k, v in self._orders.items() if k == epoch - 1}
             self._orders[epoch] = torch.from_numpy(permutation).to(self.device)
         return self._orders[epoch]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from looped_lib.config import ExperimentConfig
 from looped_lib.models.looped import LoopedTransformer
 from looped_lib.models.state import moving
-from looped_lib.regularizers import JacobianPenalty, l2_penalty
+from looped_lib.regularizers import JacobianPenalty, last_change
 from looped_lib.tasks.addition import IGNORE
 
 
@@ -81,7 +81,9 @@ class Objective(nn.Module):
         penalty = self.config.penalty
         on, none = training_step >= penalty.onset, ce.new_zeros(())
         jacobian = self.jacobian(self.model, h, training_step, stream) if on and penalty.weight > 0 else none
-        l2 = l2_penalty(moving(self.model, h), moving(self.model, before)) if on and penalty.l2_weight > 0 else none
+        l2 = none
+        if on and penalty.l2_weight > 0:
+            l2 = last_change(moving(self.model, h), moving(self.model, before), penalty.last_change)
         right = ((logits.argmax(-1) == labels) | (labels == IGNORE)).all(dim=1)
         return Terms(ce, jacobian, l2, h.detach(), right)
 

@@ -49,9 +49,9 @@ def load_problems(config: DataConfig) -> tuple[Problems, Problems]:
 
 def load_held_out(config: DataConfig, limit: int | None = None) -> Problems:
     """The held-out problems alone, at most `limit` of them: the training problems are neither read nor generated."""
-    n = config.n_test if limit is None else min(limit, config.n_test)
     if config.test_file:
-        return load_jsonl(config.test_file, limit=n)
+        return load_jsonl(config.test_file, limit=limit)
+    n = config.n_test if limit is None else min(limit, config.n_test)
     return generate_problems(config.digits, n, config.seed, skip=config.n_train)
 
 
@@ -107,7 +107,7 @@ class Trainer:
         self.module = DistributedDataParallel(self.objective, **distributed) if self.world > 1 else self.objective
         self.part_rows = c.batch_size // self.world // c.accumulation
         self.carries = [Carry(config.carry, self.part_rows) for _ in range(c.accumulation)]
-        self.batches = Batches(len(self.problems), c.batch_size, config.seed, self.device)
+        self.batches = Batches(c, len(self.problems), config.seed, self.device)
         self.labels = self.problems.labels
         self.step, self.saved = 0, -1
 

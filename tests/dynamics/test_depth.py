@@ -9,10 +9,10 @@ from small_runs import mixed_problems
 from torch import nn
 
 from looped_lib.config import ModelConfig
-from looped_lib.dynamics.depth import depth_curve
+from looped_lib.dynamics.depth import _graded, depth_curve
 from looped_lib.dynamics.prefixes import SharedPrefixes
 from looped_lib.models.looped import LoopedTransformer
-from looped_lib.tasks.addition import EOS, PAD, Problems, exact_match, generate_problems
+from looped_lib.tasks.addition import EOS, PAD, SPACE, Problems, exact_match, generate_problems
 
 SMALL = dict(d_model=16, n_heads=2, d_ff=32, max_len=16, dropout=0.1)
 SHAPES = [{}, {"k_layers": 2}, {"prelude_layers": 1, "coda_layers": 1}, {"norm_placement": "pre_norm"}]
@@ -180,3 +180,14 @@ def test_impossible_requests():
         depth_curve(model, problems, -1)
     with pytest.raises(ValueError, match="needs problems"):
         depth_curve(model, problems[:0], 3)
+
+
+def test_the_lenient_grade_reads_a_number_and_does_not_ask_for_eos():
+    """Answers that end otherwise than in EOS: a digit 0 or another character leaves the number as it is, 1 to 9 change it."""
+    answer = torch.tensor([[SPACE, 2, 1, EOS]]).repeat(5, 1)  # 12, least significant digit first
+    said = answer.clone()
+    said[1, -1], said[2, -1], said[3, -1], said[4, 1] = 0, SPACE, 9, 7
+    as_public = [int("".join(str(c) for c in row if c <= 9)[::-1]) == 12 for row in said.tolist()]
+    strict, lenient = _graded(said, answer)
+    assert strict.tolist() == [True, False, False, False, False]
+    assert lenient.tolist() == as_public == [True, True, True, False, False]

@@ -21,7 +21,7 @@ def test_result_describes_the_run_and_is_loaded_the_second_time(tmp_path, monkey
     config = base("smoke")
     result = run_experiment(config, tmp_path, max_depth=5, progress=False)
     assert result["depths"] == list(range(6))
-    for name in ("accuracy", "state_norm", "residual"):
+    for name in ("accuracy", "state_norm", "residual", "lenient"):
         assert len(result[name]) == 6
     assert all(0 <= a <= 1 for a in result["accuracy"])
     assert result["residual"][0] is None and all(r > 0 for r in result["residual"][1:])
@@ -59,7 +59,7 @@ def test_deep_results_stay_small(tmp_path, monkeypatch):
     hidden = next(d for d in range(250, 400) if d not in recorded_depths(400))
     correct = torch.ones(2, 401, dtype=torch.bool)
     correct[0, :4], correct[0, hidden:302] = False, False
-    curve = DepthCurve(correct, torch.arange(401.0), torch.arange(401.0))
+    curve = DepthCurve(correct, correct, torch.arange(401.0), torch.arange(401.0))
     monkeypatch.setattr(experiment, "depth_curve", lambda *a, **k: curve)
     result = run_experiment(base("smoke"), tmp_path, max_depth=400, progress=False)
     assert result["lowest"] == {"from": 4, "accuracy": 0.5, "depth": hidden}

@@ -38,7 +38,7 @@ def test_the_paper_preset_is_the_paper():
 
 def test_norm_study_covers_all_defined_combinations():
     names = paper.norm_study("paper", "all", "all")
-    assert len(names) == 4 * 3 + 1 and "post_norm-DeepNorm-seed0" in names
+    assert len(names) == 4 * 4 and "post_norm-DeepNorm-seed0" in names
 
 
 def test_prelude_and_coda_add_blocks_only():

@@ -49,6 +49,12 @@ def test_runs_are_every_combination_the_first_seed_of_all_first(write):
     assert {p["seed"] for p in study.runs("smoke", seeds=[1, 2]).values()} == {1, 2}
 
 
+def test_a_size_may_have_a_grid_of_its_own(write):
+    study = load(write(GOOD.replace("seeds: [7]", "grid: {norm_type: [RMSNorm, SimpleNorm], norm_placement: post_norm}")))
+    assert len(study.runs("cpu")) == 6
+    assert list(study.runs("smoke", [0])) == [f"norm_type={t},norm_placement=post_norm,seed=0" for t in ("RMSNorm", "SimpleNorm")]
+
+
 def test_names_are_one_to_one(write):
     study = load(write(GOOD))
     odd = Study(name="x", about="", notebook=study.notebook, grid=({"norm_type": ["a/b", "a%2Fb", "..", "a,seed=1"]},))
@@ -73,7 +79,10 @@ def test_names_are_one_to_one(write):
         ("seeds: [0, 4]", "seeds: 3", "line 9: seeds: must be a list of different whole numbers"),
         ("seeds: [0, 4]", "sedes: [0, 4]", "line 9: sedes: unknown field; a study has about, notebook, set, grid, seeds, sizes"),
         ("smoke:", "small:", "line 11: sizes.small: unknown size; there are smoke, cpu, paper"),
-        ("seeds: [7]", "jobs: 7", "line 11: sizes.smoke.jobs: a size has seeds and set, no more"),
+        ("seeds: [7]", "jobs: 7", "line 11: sizes.smoke.jobs: a size has seeds, set and grid, no more"),
+        ("seeds: [7]", "grid: [3]", "line 11: sizes.smoke.grid: must be a table of values"),
+        ("seeds: [7]", "grid: {norm_type: []}", "line 11: sizes.smoke.grid.norm_type: needs one or more different values"),
+        ("seeds: [7]", "grid: {max_depth: 3}", "line 3: set.max_depth: the grid varies it"),
         ("grid:\n", "grid: [\n", "line 5: "),
         ("seeds: [0, 4]", "seeds: [0, 4]\nabout: Another", "line 1: about: is there again in line 10: give it once"),
         ("norm_type: LayerNorm", "norm_placement: [sandwich_dual]", "line 5: grid.0..norm_placement: is there again in line 6"),
@@ -144,7 +153,7 @@ def test_a_study_may_be_python(write, tmp_path):
         load(write(text + "3\n", "q.py"))
     with pytest.raises(StudyError, match="s.py, line 2: SyntaxError: "):
         load(write("x = 1\nSTUDY = (\n", "s.py"))
-    with pytest.raises(StudyError, match="t.py, line 5: NameError: name 'nothing'"):
+    with pytest.raises(StudyError, match="t.py, line 4: NameError: name 'nothing'"):
         load(write(text + "1\nnothing\n", "t.py"))
     for grid, message in (("{'norm_type': ['RMSNorm']}", "tuple of tables"), ("({'norm_type': 'RMSNorm'},)", "list of values")):
         with pytest.raises(StudyError, match=f"u.py: grid.*: must be a {message}, got"):
