@@ -1,14 +1,18 @@
-# Every target sets up what it needs. `make tour` is the place to start.
+# Every target sets up what it needs. `make help` lists them; `make tour` is the place to start.
+.DEFAULT_GOAL := help
 PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
 STUDY ?= norms
 SIZE ?= cpu
 
-.PHONY: tour test lab bench data sweep report
+.PHONY: help tour test lab bench data sweep report
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile | expand -t 10
 
 tour: $(VENV)/.installed  ## train three small models, measure them at 0 to 200 loops, write runs/tour/
-	$(RUN) -m looped_lib.studies.batch notebooks/00_tour.ipynb runs/tour
+	$(RUN) -m looped_lib notebook notebooks/00_tour.ipynb runs/tour
 
 test: $(VENV)/.test-installed $(VENV)/.vllm-installed  ## lint and test
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
@@ -18,16 +22,16 @@ lab: $(VENV)/.installed  ## JupyterLab, reachable from this machine only
 	$(VENV)/bin/jupyter lab --ip 127.0.0.1 --notebook-dir notebooks
 
 bench: $(VENV)/.installed  ## speed ratios into runs/bench/result.json
-	$(RUN) -m looped_lib.bench
+	$(RUN) -m looped_lib bench
 
 sweep: $(VENV)/.installed  ## run a study of looped_lib/studies/ into runs/: make sweep STUDY=norms SIZE=cpu
-	$(RUN) -m looped_lib.studies.sweep $(STUDY) --size $(SIZE)
+	$(RUN) -m looped_lib sweep $(STUDY) --size $(SIZE)
 
 report: $(VENV)/.installed  ## every claim of the paper beside what the run folders hold, into runs/report/
-	$(RUN) -m looped_lib.report
+	$(RUN) -m looped_lib report
 
 data: $(VENV)/.installed  ## write the files of data/ anew
-	$(RUN) -m looped_lib.tasks.write_data
+	$(RUN) -m looped_lib data
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -149,8 +149,7 @@ def _work(runs: Sequence[Run], rank: int, processes: int, port: int, prepare: Pr
     if len(runs) == 1:
         path = runs[0][1].with_suffix(".json")
         path.write_text(json.dumps(to_dict(runs[0][0])))
-        sys.argv = ["finetune", str(path), str(runs[0][1])]
-        job.main()
+        job.main([str(path), str(runs[0][1])])
     else:
         kept = []  # a trainer whose life ends here may not let the process go on (see `processes.leave`)
         with process_group():

@@ -166,10 +166,7 @@ def test_commands_run_as_written(command, project):
     before = set(project.iterdir())
     done = subprocess.run(command, shell=True, cwd=project, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
-    if "looped_lib.runs.prune" in command:  # the one that only lists
-        assert "can go" in done.stdout and set(project.iterdir()) == before
-    else:
-        assert set(project.iterdir()) > before
+    assert "--help" in command or set(project.iterdir()) > before
 
 
 def test_the_example_of_a_config_is_one():

@@ -1,1 +1,1 @@
-"""Speed against the naive form and against the machine: `python -m looped_lib.bench [NAME...]`."""
+"""Speed against the naive form and against the machine: `looped-lib bench [NAME...]`."""

@@ -1,17 +1,31 @@
-"""Files and folders that are never half there."""
+"""Atomic writes, JSON that says where it is wrong, and folder locks."""
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PARTIAL = ".partial_"  # how the name of a folder begins that is not whole
 LOCK = ".lock"  # a file in a folder that one process at a time may hold
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what file systems without flock say
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """An OSError of the block that names no file (a full disk is noticed by a write, which knows none) names `path`."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno is not None and e.filename is None:
+            e.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -23,10 +37,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    yield partial
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with naming(path):
+            yield partial
+            _sync(partial)
+            os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()  # a full disk should not stay full of what is of no use
+        raise
 
 
 @contextmanager
@@ -41,11 +60,12 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(abandoned)
     partial.mkdir(parents=True)
     try:
-        yield partial
-        for file in partial.rglob("*"):
-            _sync(file)
+        with naming(path):
+            yield partial
+            for file in partial.rglob("*"):
+                _sync(file)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)  # a full disk should not stay full of what is of no use
+        shutil.rmtree(partial, ignore_errors=True)  # as above
         raise
     if path.exists():
         shutil.rmtree(path)
@@ -55,6 +75,8 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
 
 class Busy(RuntimeError):
     """Another process is at work in a folder."""
+
+    exit_status = 4  # of a command that it ends
 
 
 @contextmanager
@@ -68,14 +90,10 @@ def holding(folder: str | Path, patience: float = 30.0) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + patience
     with open(folder / LOCK, "a") as file:  # who waits changes nothing
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise Busy(f"another process is at work in {folder}: wait for it, or use another folder") from None
-                time.sleep(0.1)
+        while not lock(file):
+            if time.monotonic() > deadline:
+                raise Busy(f"another process is at work in {folder}: wait for it, or use another folder")
+            time.sleep(0.1)
         yield
 
 
@@ -83,12 +101,26 @@ def held(folder: str | Path) -> bool:
     """Whether a process is at work in `folder` (see `holding`)."""
     try:
         with open(Path(folder) / LOCK) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return not lock(file, shared=True)
     except FileNotFoundError:
         return False
+
+
+def lock(file: IO[Any], shared: bool = False) -> bool:
+    """Lock an open file until it is closed; False if another process has it locked.
+
+    True, with a warning, where the file system knows no locks: better to work without one than not at all.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
-    return False
+        return False
+    except OSError as e:
+        if e.errno not in _NO_LOCKS:
+            raise
+        where = Path(file.name).parent
+        warnings.warn(f"{where}: no locks on this file system, so see to it that one process works there", stacklevel=3)
+    return True
 
 
 def _sync(path: Path) -> None:
@@ -111,9 +143,35 @@ def write_jsonl(path: str | Path, records: Iterable[Any]) -> None:
         file.writelines(json.dumps(record) + "\n" for record in records)
 
 
-def read_json(path: str | Path) -> Any:
-    """The contents of a JSON file; ValueError names the file if it is not JSON."""
+def read_json(path: str | Path, remedy: str = "") -> Any:
+    """The contents of a JSON file; ValueError names the file, and the `remedy`, if it is not JSON (see `parse_json`)."""
+    return parse_json(Path(path).read_bytes(), str(path), remedy)
+
+
+def parse_json(blob: bytes, where: str, remedy: str = "") -> Any:
+    """JSON in UTF-8; ValueError that opens with `where` and ends with `remedy` if it is not, or gives a field twice."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path}: not JSON ({e}); delete it to measure again") from None
+        return json.loads(blob.decode("utf-8"), object_pairs_hook=_once)
+    except UnicodeDecodeError as e:
+        wrong = f"must be UTF-8, but byte {e.start} is {blob[e.start]:#x}"
+    except RecursionError:
+        wrong = "not JSON (nested too deeply)"
+    except ValueError as e:  # JSONDecodeError, a number of thousands of digits, a field given twice
+        wrong = f"not JSON ({e})"
+    raise ValueError(f"{where}: {wrong}{'; ' if remedy else ''}{remedy}")
+
+
+def read_jsonl(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """(place, value) of each line of a JSONL file that is not blank, `place` being for errors: `FILE, line 3`."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"{path}, line {number}", parse_json(line, f"{path}, line {number}")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is there twice: give it once")
+    return found

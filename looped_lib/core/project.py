@@ -9,10 +9,33 @@ LOG = "sweep.log"  # what the processes of a run said; and those of a sweep that
 FINETUNE = "finetune.json"  # the config of a fine-tuning run
 
 
+def checkout() -> Path | None:
+    """The project's folder that this library runs from; None where it is installed apart from one (`pip install .`)."""
+    folder = Path(__file__).absolute().parents[2]
+    return folder if _is_project(folder) else None
+
+
 def find_root() -> Path:
-    """The project's folder: the nearest above the working directory, or else above this file, that holds looped_lib/."""
-    here = [Path.cwd(), *Path.cwd().parents, *Path(__file__).resolve().parents]
-    for folder in here:
-        if (folder / "looped_lib").is_dir() and (folder / "pyproject.toml").is_file():
+    """The project's folder: that of this library, or else the nearest above the working directory.
+
+    FileNotFoundError says what to do where there is none: the project's data and notebooks are not installed with the library.
+    """
+    for folder in filter(None, (checkout(), Path.cwd(), *Path.cwd().parents)):
+        if _is_project(folder):
             return folder
-    raise FileNotFoundError("no project folder (looped_lib/ beside pyproject.toml) above the working directory")
+    raise FileNotFoundError(
+        "this needs the project's own files (data/, notebooks/), which are not installed with the library: work in a checkout of "
+        "the project, a folder with looped_lib/ and pyproject.toml"
+    )
+
+
+def runs_folder() -> Path:
+    """Where runs go if nothing else is said: runs/ of the project, or of the working directory where there is no project."""
+    try:
+        return find_root() / "runs"
+    except FileNotFoundError:
+        return Path.cwd() / "runs"
+
+
+def _is_project(folder: Path) -> bool:
+    return (folder / "looped_lib").is_dir() and (folder / "pyproject.toml").is_file()

@@ -16,7 +16,7 @@ import pandas as pd
 
 from looped_lib.config import ExperimentConfig, from_dict
 from looped_lib.core.files import read_json
-from looped_lib.core.project import RECORDED, find_root
+from looped_lib.core.project import RECORDED, runs_folder
 from looped_lib.ouro.evaluate.cells import headlines
 from looped_lib.ouro.evaluate.paper import TASKS
 from looped_lib.runs.digits import NAME as DIGITS
@@ -74,7 +74,7 @@ class Evidence:
     """All finished runs under `root` (default: runs/ of the project)."""
 
     def __init__(self, root: str | Path | None = None):
-        self.root = (find_root() / "runs" if root is None else Path(root)).resolve()
+        self.root = (runs_folder() if root is None else Path(root)).resolve()
         self._runs: dict[ExperimentConfig, dict[int, Run]] = {}
         self._results = list(_results(self.root))
         found = list(_experiments(self._results, self.root))

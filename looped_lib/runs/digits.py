@@ -1,6 +1,6 @@
 """Length generalisation: a finished run's accuracy by depth on operands with fewer or more digits than it was trained on.
 
-python -m looped_lib.runs.digits RUN_DIR...    writes RUN_DIR/digits.json = {"depths", "accuracy": {digits: one value per depth}}
+looped-lib digits RUN_DIR...    writes RUN_DIR/digits.json = {"depths", "accuracy": {digits: one value per depth}}
 """
 
 import argparse
@@ -58,14 +58,10 @@ def record_digits(run_dir: str | Path) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Measure runs that are finished."""
-    parser = argparse.ArgumentParser(prog="python -m looped_lib.runs.digits", description="Accuracy on other numbers of digits")
+    parser = argparse.ArgumentParser(prog="looped-lib digits", description="Accuracy on other numbers of digits")
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
-    for run_dir in parser.parse_args().run_dirs:
+    for run_dir in parser.parse_args(arguments).run_dirs:
         best = [f"{100 * max(a):.1f} % of {d} digits" for d, a in record_digits(run_dir)["accuracy"].items()]
         print(f"{run_dir}: best accuracy at any depth {', '.join(best)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -21,6 +21,7 @@ import torch
 
 from looped_lib.config import ExperimentConfig, from_dict
 from looped_lib.core.files import read_json
+from looped_lib.core.project import checkout, runs_folder
 from looped_lib.training.metrics import read_metrics
 
 PER_DEPTH = ("accuracy", "state_norm", "residual")
@@ -44,8 +45,7 @@ def provenance() -> dict[str, Any]:
     """What a result depends on beside its config: commit (and whether files were changed), versions, device."""
     cuda = torch.cuda.is_available()
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "changed_files": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        **_version_control(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in ("looped_lib", "torch", "numpy", "transformers")},
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
@@ -80,7 +80,7 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _collect(root: str | Path | None, name: str, read: Any) -> pd.DataFrame:
-    root = (find_root() / "runs" if root is None else Path(root)).resolve()
+    root = (runs_folder() if root is None else Path(root)).resolve()
     tables = []
     for path in sorted(root.rglob(name)):
         if not (path.parent / "config.json").exists():
@@ -109,8 +109,19 @@ def _per_step(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     return pd.DataFrame(read_metrics(path)), read_json(path.parent / "config.json")
 
 
+def _version_control() -> dict[str, Any]:
+    """Commit of the checkout that this library runs from, and whether files were changed; None without a checkout or git."""
+    top = checkout()
+    if top is None or Path(_git("rev-parse", "--show-toplevel") or "/") != top.resolve():  # in another project's repository, say
+        return {"commit": None, "changed_files": None}
+    return {"commit": _git("rev-parse", "HEAD"), "changed_files": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+
+
 def _git(*args: str) -> str | None:
-    done = subprocess.run(["git", "-C", Path(__file__).parent, *args], capture_output=True, text=True)
+    try:
+        done = subprocess.run(["git", "-C", Path(__file__).resolve().parent, *args], capture_output=True, text=True)
+    except FileNotFoundError:  # no git on this machine
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 

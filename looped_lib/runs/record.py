@@ -1,4 +1,4 @@
-"""Copy what is small of finished runs into runs/recorded/, which is committed: python -m looped_lib.runs.record runs/norms/cpu
+"""Copy what is small of finished runs into runs/recorded/, which is committed: looped-lib record runs/norms/cpu
 
 Of every finished run below the folder its config, metrics and results, under the same path; no weights, no notebooks. Paths into
 the project's folder are cut short, so that a record speaks of no machine.
@@ -39,16 +39,10 @@ def record(folder: str | Path, root: Path | None = None) -> list[Path]:
     return written
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Record, and say how much it was."""
-    parser = argparse.ArgumentParser(
-        prog="python -m looped_lib.runs.record", description="Copy small results into runs/recorded/"
-    )
+    parser = argparse.ArgumentParser(prog="looped-lib record", description="Copy small results into runs/recorded/")
     parser.add_argument("folders", nargs="+", type=Path)
-    for folder in parser.parse_args().folders:
+    for folder in parser.parse_args(arguments).folders:
         written = record(folder)
         print(f"{folder}: {len(written)} files, {sum(p.stat().st_size for p in written) / 2**20:.1f} MiB")
-
-
-if __name__ == "__main__":
-    main()

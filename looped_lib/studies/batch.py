@@ -1,6 +1,6 @@
 """Run a notebook as a batch job: papermill executes it, nbconvert makes an HTML page that opens without a server or network.
 
-    python -m looped_lib.studies.batch notebooks/00_tour.ipynb runs/tour -p preset smoke
+    looped-lib notebook notebooks/00_tour.ipynb runs/tour -p preset smoke
 
 writes OUT/notebook.ipynb (also when a cell fails, with the error in it) and OUT/<notebook's name>.html, and prints the table of
 accuracy by depth if the notebook wrote OUT/result.json.
@@ -102,13 +102,13 @@ def parse_literal(text: str) -> Any:
         return text
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Execute, export, print."""
-    parser = argparse.ArgumentParser(description="Run a notebook and export it to HTML")
+    parser = argparse.ArgumentParser(prog="looped-lib notebook", description="Run a notebook and export it to HTML")
     parser.add_argument("notebook", type=Path)
     parser.add_argument("out", type=Path, help="folder for the executed notebook, its HTML and its results")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     parameters = {"out": str(args.out.resolve()), **parse_parameters(args.p)}
     executed = execute(args.notebook, args.out, parameters)
     html = args.out / f"{args.notebook.stem.split('_', 1)[-1]}.html"
@@ -116,7 +116,3 @@ def main() -> None:
     if (args.out / "result.json").exists():
         print(accuracy_table(read_json(args.out / "result.json")).to_string())
     print(f"\nopen {html} in a browser, or {executed} in JupyterLab")
-
-
-if __name__ == "__main__":
-    main()

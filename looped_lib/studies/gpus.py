@@ -1,6 +1,5 @@
 """One GPU for one process, on a machine that several processes share."""
 
-import fcntl
 import os
 import tempfile
 import time
@@ -9,6 +8,8 @@ from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from urllib.parse import quote
+
+from looped_lib.core.files import lock
 
 
 def visible() -> list[str]:
@@ -34,9 +35,7 @@ def one_gpu() -> Iterator[str | None]:
     while True:
         for gpu in gpus:
             with open(Path(tempfile.gettempdir()) / f"looped_lib-{os.getuid()}-gpu-{quote(gpu, safe='')}.lock", "a") as claim:
-                try:
-                    fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
+                if not lock(claim):
                     continue
                 os.environ["CUDA_VISIBLE_DEVICES"] = gpu
                 try:

@@ -1,4 +1,4 @@
-"""One run of a study, in a process of its own: `python -m looped_lib.studies.run NOTEBOOK FOLDER PARAMETERS [--retry]`.
+"""One run of a study, in a process of its own: `python -m looped_lib _run NOTEBOOK FOLDER PARAMETERS [--retry]`.
 
 FOLDER gets the executed notebook.ipynb, what the notebook records, and at the end sweep.json or failed.json. While the run goes
 on its process holds FOLDER: another one started for the same folder waits, and finds it done or failed.
@@ -14,6 +14,7 @@ import nbformat
 import papermill
 
 from looped_lib.core.files import holding, read_json, write_json
+from looped_lib.core.project import DONE, FAILED, STARTED
 from looped_lib.studies.batch import EXECUTED, execute
 from looped_lib.studies.gpus import one_gpu
 
@@ -79,16 +80,12 @@ def _reason(e: Exception) -> str:
     return f"{type(e).__name__}: {e}"
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Run what the arguments say."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="looped-lib _run", description=__doc__)
     parser.add_argument("notebook", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("parameters", type=json.loads, help="as JSON")
     parser.add_argument("--retry", action="store_true", help="also if it has failed before")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     run(args.notebook, args.folder, args.parameters, args.retry)
-
-
-if __name__ == "__main__":
-    main()

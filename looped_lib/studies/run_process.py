@@ -27,7 +27,7 @@ def start(notebook: Path, folder: Path, parameters: Parameters, retry: bool, job
 
     What is returned is why it could not even be started, or nothing. An interrupt of this process (Ctrl-C) does not reach it.
     """
-    command = [sys.executable, "-m", "looped_lib.studies.run", str(notebook), str(folder), json.dumps(parameters)]
+    command = [sys.executable, "-m", "looped_lib", "_run", str(notebook), str(folder), json.dumps(parameters)]
     command += ["--retry"] * retry
     env = os.environ | {"OMP_NUM_THREADS": str(_cores(jobs)), "CUDA_VISIBLE_DEVICES": ",".join(gpus.visible())}
     try:

@@ -27,7 +27,7 @@ from urllib.parse import quote
 import papermill
 import yaml
 
-from looped_lib.core.project import find_root
+from looped_lib.core.project import runs_folder
 from looped_lib.studies.paper import CONFIGS, PRESETS
 from looped_lib.studies.sizes import Configs
 
@@ -115,7 +115,7 @@ class Study:
 
     def configs(self, parameters: Parameters) -> Configs:
         """What a run with these parameters trains, by name; nothing where it is not known what the notebook trains."""
-        ours = self.notebook.resolve().parent == (find_root() / "notebooks").resolve()  # a copy elsewhere may have been changed
+        ours = self.notebook.resolve() == _ours(self.notebook.name)  # a copy elsewhere may have been changed
         make = CONFIGS.get(self.notebook.stem) if ours else None
         return make(**{k: v for k, v in parameters.items() if k != "max_depth"}) if make else {}
 
@@ -205,10 +205,12 @@ def _from_yaml(path: Path) -> Study:
     if wrong := _wrong_shape(values):
         where, what = wrong
         raise StudyError(f"{path}, line {lines.get(where, 1)}: {where}: {what}")
-    beside, ours = path.resolve().parent / values["notebook"], _ours(values["notebook"])
-    notebook = beside if beside.is_file() else ours
-    if not notebook.is_file():
-        raise StudyError(f"{path}, line {lines['notebook']}: notebook: {ours} is missing, and so is {beside}")
+    beside = path.resolve().parent / values["notebook"]
+    notebook = beside if beside.is_file() else _ours(values["notebook"])
+    if notebook is None:
+        raise StudyError(
+            f"{path}, line {lines['notebook']}: notebook: there is no {beside}, and no {values['notebook']} among the project's"
+        )
     return Study(
         name=path.stem,
         about=values["about"],
@@ -282,9 +284,10 @@ def _tables(values: dict[str, Any]) -> list[Any]:
     return grid if isinstance(grid, list) else [grid]
 
 
-def _ours(name: str) -> Path:
-    """The notebook of that name among the project's."""
-    return find_root().resolve() / "notebooks" / f"{name.removesuffix('.ipynb')}.ipynb"
+def _ours(name: str) -> Path | None:
+    """The notebook of that name among the project's, if there is one, and a project."""
+    notebooks = runs_folder().resolve().parent / "notebooks"
+    return next((path for path in notebooks.glob("*.ipynb") if name in (path.name, path.stem)), None)
 
 
 def _lines(node: yaml.Node | None, where: str = "") -> Any:

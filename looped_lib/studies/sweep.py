@@ -1,7 +1,7 @@
 """Run a study: every run in a folder of its own, several at a time, skipping what is finished.
 
-    python -m looped_lib.studies.sweep norms --size cpu                     (or: make sweep STUDY=norms)
-    python -m looped_lib.studies.sweep my_study.yaml --jobs 4 --retry
+    looped-lib sweep norms --size cpu                     (or: make sweep STUDY=norms)
+    looped-lib sweep my_study.yaml --jobs 4 --retry
 
 makes runs/<study>/<size>/<run>/. A run that fails costs itself only and is reported with its cell and error; `--retry` runs it
 again. Stop the sweep whenever you like: the same command goes on. Ctrl-C ends its runs too; if it is killed they go on alone, as
@@ -10,7 +10,6 @@ cluster that shares the folder, through joblib's backend for Dask (`--dask ADDRE
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,8 +18,9 @@ import joblib
 import pandas as pd
 from rich.console import Console
 
-from looped_lib.core.files import Busy, holding
-from looped_lib.core.project import DONE, FAILED, find_root
+from looped_lib.core.errors import work
+from looped_lib.core.files import holding
+from looped_lib.core.project import DONE, FAILED, runs_folder
 from looped_lib.studies import gpus
 from looped_lib.studies.finished import check_finished
 from looped_lib.studies.paper import PRESETS
@@ -28,7 +28,7 @@ from looped_lib.studies.progress import live_table, states, summary
 from looped_lib.studies.run_process import ending_with_this, start
 from looped_lib.studies.study import Study, StudyError, load, shipped
 
-SOME_FAILED, BUSY = 3, 4  # exit status; 1 is Python's own, of a sweep that broke
+SOME_FAILED = 3  # exit status
 
 
 def default_jobs() -> int:
@@ -57,7 +57,7 @@ def sweep(
         jobs = max(1, min(jobs or default_jobs(), len(left)))
         # On this machine threads are enough: each waits for a process of its own.
         parallel = joblib.Parallel(n_jobs=jobs, prefer="threads", batch_size=1, pre_dispatch="all")
-        with ending_with_this():
+        with work(), ending_with_this():
             refused = parallel(joblib.delayed(start)(notebook, folder / n, runs[n], retry, jobs) for n in left)
     table = states(study, size, folder, seeds)
     for name, why in zip(left, refused, strict=True):
@@ -74,10 +74,9 @@ def _cluster(address: str | None) -> AbstractContextManager:
         raise StudyError(f"no Dask at {address}: {e}") from None
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a study under a live table; returns the exit status: 0 if all is done, SOME_FAILED, 2 if the study cannot be run,
-    BUSY if another sweep is at work on it."""
-    parser = argparse.ArgumentParser(prog="python -m looped_lib.studies.sweep", description="Run a study")
+def main(arguments: list[str]) -> int:
+    """Run a study under a live table; returns the exit status: 0 if all is done, else SOME_FAILED."""
+    parser = argparse.ArgumentParser(prog="looped-lib sweep", description="Run a study")
     parser.add_argument("study", help=f"a .yaml or .py file, or one of {', '.join(shipped())}")
     parser.add_argument("--size", default="cpu", choices=PRESETS)
     parser.add_argument("--folder", type=Path, help="of the runs; default: runs/STUDY/SIZE")
@@ -85,27 +84,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=0, help="runs side by side; default: one for each GPU, or else for each core")
     parser.add_argument("--retry", action="store_true", help="run again what failed before")
     parser.add_argument("--dask", metavar="ADDRESS", help="of a scheduler (tcp://host:8786) whose workers share this folder")
-    args = parser.parse_args(argv)
-    try:
-        if args.dask and args.jobs:
-            raise StudyError("--jobs is of this machine; with --dask the workers' threads say how many runs go side by side")
-        study = load(args.study)
-        study.check_configs(args.size, args.seeds)  # before the table, which reads the configs
-        folder = args.folder or find_root() / "runs" / study.name / args.size
-        with _cluster(args.dask), live_table(study, args.size, folder, args.seeds):
-            table = sweep(study, args.size, folder, args.jobs, args.retry, args.seeds)
-    except (StudyError, Busy) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return BUSY if isinstance(e, Busy) else 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
+    args = parser.parse_args(arguments)
+    if args.dask and args.jobs:
+        raise StudyError("--jobs is of this machine; with --dask the workers' threads say how many runs go side by side")
+    study = load(args.study)
+    study.check_configs(args.size, args.seeds)  # before the table, which reads the configs
+    folder = args.folder or runs_folder() / study.name / args.size
+    with _cluster(args.dask), live_table(study, args.size, folder, args.seeds):
+        table = sweep(study, args.size, folder, args.jobs, args.retry, args.seeds)
     console = Console()
     console.print(summary(table))
     for row in table[table["state"] == "failed"].itertuples():
         console.print(f"  {row.Index}: {row.error}", markup=False)
     return SOME_FAILED if (table["state"] == "failed").any() else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Write the files of data/ anew: the same bytes on every machine.
 
-python -m looped_lib.tasks.write_data [FOLDER]          (default: data/ of the project)
+looped-lib data [FOLDER]          (default: data/ of the project)
 """
 
 import argparse
@@ -39,13 +39,9 @@ def _parts(sizes: Mapping[str, int]) -> Iterator[tuple[str, int, int]]:
         start += n
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Write the files and print their checksums."""
-    parser = argparse.ArgumentParser(description=make_data.__doc__)
+    parser = argparse.ArgumentParser(prog="looped-lib data", description=make_data.__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=find_root() / "data")
-    for name, sha256 in make_data(parser.parse_args().folder).items():
+    for name, sha256 in make_data(parser.parse_args(arguments).folder).items():
         print(f"{sha256}  {name}")
-
-
-if __name__ == "__main__":
-    main()

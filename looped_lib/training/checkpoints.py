@@ -20,7 +20,7 @@ from torch import Tensor
 
 from looped_lib.core.files import replacing_folder
 
-KEEP = 2  # the newest, and one before it in case the disk spoils the newest
+KEEP = 2  # in a run at work: the newest, and one before it in case the disk spoils the newest
 
 
 class CheckpointError(RuntimeError):
@@ -46,9 +46,14 @@ def save(folder: Path, step: int, weights: dict[str, Tensor], training: dict[str
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / name)
             sums[name] = _sha256((partial / name).read_bytes())
         (partial / "state.json").write_text(json.dumps({**state, "step": step, "sha256": sums}, indent=1))
-    for old in _steps(folder)[:-KEEP]:
-        shutil.rmtree(old)
+    keep_newest(folder, KEEP)
     return target
+
+
+def keep_newest(folder: Path, n: int) -> None:
+    """Delete all but the newest `n` checkpoints under `folder`."""
+    for old in _steps(folder)[:-n]:
+        shutil.rmtree(old)
 
 
 def latest(folder: Path) -> Checkpoint | None:

@@ -1,15 +1,22 @@
 """The processes of one torchrun job, as the training loop sees them. Without torchrun there is one."""
 
 import os
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+from looped_lib.core import errors
 
 PATIENCE = timedelta(hours=2)  # with the first process, while it prepares data or writes; one that ends is noticed at once
 
@@ -73,3 +80,33 @@ def process_group() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def run_job(job: Callable[[], Any]) -> None:
+    """Run `job` in each process of a torchrun job, or here alone: the whole of a command, its errors included.
+
+    Of the processes that fail, the first to do so says why (see `errors`). What `job` returns lives until the process ends.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        job()
+        return
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    with process_group():
+        try:
+            kept = job()  # noqa: F841  DDP must outlive `leave`
+        except Exception as e:
+            if dist.distributed_c10d._get_default_store().add("failed", 1) == 1:  # the others only lost this one
+                if errors.mendable(e) is None:
+                    get_error_handler().record_exception(e)  # for torchrun's own report
+                errors.say(e)
+            leave(errors.status(e))
+        dist.barrier()
+    leave()
+
+
+def _end_with(torchrun: int) -> None:
+    """A process that outlived its torchrun would wait for ever, or go on writing where a new job starts."""
+    while os.getppid() == torchrun:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)

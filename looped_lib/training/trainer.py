@@ -1,6 +1,7 @@
 """One training loop for every addition experiment: fixed or random loops, Jacobian or L2 penalty, carried states.
 
-    torchrun --nproc_per_node 2 -m looped_lib.training CONFIG.json RUN_DIR        (or plain python for one process)
+    looped-lib train CONFIG.json RUN_DIR
+    torchrun --nproc_per_node 2 -m looped_lib.training CONFIG.json RUN_DIR
 
     loss = (1 - w) CE + w R + l2_weight S
 
@@ -12,7 +13,6 @@ Nothing in a step waits for the device: losses stay tensors until the line in me
 """
 
 import argparse
-import json
 import math
 from contextlib import nullcontext
 from dataclasses import fields
@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from looped_lib.config import ConfigError, DataConfig, ExperimentConfig, TrainingConfig, from_dict, to_dict
+from looped_lib.core.errors import work
 from looped_lib.core.files import holding, read_json, write_json
 from looped_lib.models.looped import LoopedTransformer
 from looped_lib.tasks.addition import IGNORE, Problems, generate_problems, load_jsonl
@@ -35,7 +36,7 @@ from looped_lib.training.carry import Carry
 from looped_lib.training.memory import keep_freed_memory
 from looped_lib.training.metrics import MetricsLog
 from looped_lib.training.objective import Objective, Terms
-from looped_lib.training.processes import Processes, leave, process_group
+from looped_lib.training.processes import Processes, run_job
 
 _DROPOUT, _CARRY = 0x300, 0x400  # one stream of random numbers each, from the same seed (others: `batches`, `regularizers`)
 
@@ -138,6 +139,8 @@ class Trainer:
                 self.save()
                 raise
         self.save()
+        if self.processes.first:
+            checkpoints.keep_newest(self.run_dir / "checkpoints", 1)
         return self.model.eval()
 
     def train_step(self) -> dict[str, Tensor | float]:
@@ -247,8 +250,8 @@ def load_model(run_dir: str | Path) -> LoopedTransformer:
     found = checkpoints.latest(Path(run_dir) / "checkpoints")
     if found is None and (Path(run_dir) / "result.json").exists():
         raise FileNotFoundError(
-            f"{run_dir} is finished, but its checkpoints were pruned (runs.prune) or not recorded: delete the folder and "
-            "run it anew to have its model again"
+            f"{run_dir} is finished, but its checkpoint is not there (records keep none): run it anew in another folder to have "
+            "its model again"
         )
     if found is None:
         raise FileNotFoundError(f"{run_dir} has no checkpoint: train it first, or give the folder of a run (runs/<study>/<run>)")
@@ -275,14 +278,18 @@ def _mix(*words: int) -> int:
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Train the experiment in a JSON file, under torchrun or alone."""
-    parser = argparse.ArgumentParser(description=train.__doc__)
+    parser = argparse.ArgumentParser(prog="looped-lib train", description="Train one experiment")
     parser.add_argument("config", type=Path, help="ExperimentConfig as JSON (a run's config.json will do)")
     parser.add_argument("run_dir", type=Path, help="folder of the run")
-    args = parser.parse_args()
-    config = from_dict(ExperimentConfig, json.loads(args.config.read_text()), str(args.config))
-    with process_group():
+    args = parser.parse_args(arguments)
+
+    def job() -> Trainer:
+        config = from_dict(ExperimentConfig, read_json(args.config), str(args.config))
         trainer = Trainer(config, args.run_dir, progress=True)
-        trainer.run()
-    leave()  # while `trainer` is alive
+        with work():
+            trainer.run()
+        return trainer
+
+    run_job(job)

@@ -20,7 +20,7 @@ from torch import nn
 
 from looped_lib.config import DataConfig
 from looped_lib.core.files import read_json
-from looped_lib.core.project import find_root
+from looped_lib.core.project import runs_folder
 from looped_lib.dynamics.pca import project
 from looped_lib.dynamics.trajectory import Trajectory, logit_lens, trajectory
 from looped_lib.plots.walk import Walk, move, redraw, walk_figure
@@ -55,7 +55,7 @@ def find_runs(root: str | Path | None = None) -> dict[str, Path]:
 
     Those with a checkpoint come first: records of runs on other machines have none.
     """
-    root = (find_root() / "runs" if root is None else Path(root)).resolve()
+    root = (runs_folder() if root is None else Path(root)).resolve()
     folders = [path.parent for path in root.rglob("config.json") if "training" in read_json(path)]  # other models have one too
     folders.sort(key=lambda folder: (not any(folder.glob("checkpoints/step_*")), folder))
     return {folder.name if folder == root else folder.relative_to(root).as_posix(): folder for folder in folders}
@@ -192,7 +192,7 @@ class Explorer(VBox):
         if found:
             self._redraw()
         else:
-            self._say(f"no runs under {root or find_root() / 'runs'}: train some first, with `make tour` for example")
+            self._say(f"no runs under {root or runs_folder()}: train some first, with `make tour` for example")
 
     def _choose(self, change: dict) -> None:
         if change["new"]:

@@ -10,11 +10,11 @@ import pandas as pd
 from IPython.display import display
 from pandas.io.formats.style import Styler
 
-from looped_lib.core.files import held
+from looped_lib.core.files import Busy, held
 from looped_lib.core.project import LOG
 from looped_lib.studies.progress import clock, states, summary
 from looped_lib.studies.study import Study
-from looped_lib.studies.sweep import BUSY, SOME_FAILED
+from looped_lib.studies.sweep import SOME_FAILED
 
 LOOK_EVERY = 2.0  # seconds
 _COLOURS = {"done": "#009E73", "running": "#0072B2", "failed": "#D55E00", "waiting": "#777777"}
@@ -41,7 +41,7 @@ def run_and_watch(
         watch_while(lambda: held(folder))
         process = start(study, size, folder, jobs, retry, seeds)
         watch_while(lambda process=process: process.poll() is None)
-        if process.returncode != BUSY:  # else another notebook, which watched the same sweep, was faster
+        if process.returncode != Busy.exit_status:  # else another notebook, which watched the same sweep, was faster
             break
     if process.returncode not in (0, SOME_FAILED):
         raise RuntimeError((folder / LOG).read_text(encoding="utf-8")[-2000:])
@@ -57,7 +57,8 @@ def start(
     command = [
         sys.executable,
         "-m",
-        "looped_lib.studies.sweep",
+        "looped_lib",
+        "sweep",
         study.file,
         "--size",
         size,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from looped_lib.bench import __main__ as command
 from looped_lib.bench import depth, public_form, spectrum, train_step, vllm
+from looped_lib.bench import measure as command
 from looped_lib.bench.worker import Worker, median_seconds
 from looped_lib.config import ModelConfig
 from looped_lib.core.files import read_json

@@ -17,7 +17,7 @@ ALL = (*claims_addition.CLAIMS, *claims_ouro.CLAIMS, *claims_beyond.CLAIMS)
 
 def test_the_report_of_what_is_recorded(tmp_path):
     shutil.copytree(find_root() / "runs" / "recorded", tmp_path / "runs" / "recorded")
-    command = [sys.executable, "-m", "looped_lib.report", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "report")]
+    command = [sys.executable, "-m", "looped_lib", "report", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "report")]
     done = subprocess.run(command, cwd=find_root(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = read_json(tmp_path / "report" / "claims.json")

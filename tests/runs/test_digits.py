@@ -29,8 +29,7 @@ def test_no_problem_was_trained_on(size, tmp_path):
 def test_what_is_recorded_of_a_run(tmp_path, capsys, monkeypatch):
     train(base("smoke"), tmp_path, progress=False)
     monkeypatch.setattr(digits, "MAX_DEPTH", 3)
-    monkeypatch.setattr("sys.argv", ["digits", str(tmp_path)])
-    digits.main()
+    digits.main([str(tmp_path)])
     found = read_json(tmp_path / "digits.json")
     assert found["depths"] == [0, 1, 2, 3] and list(found["accuracy"]) == ["2", "3", "4"]  # 16 positions: up to 4 digits
     for d, curve in curves_by_digits(tmp_path, [2, 3, 4], 3).items():

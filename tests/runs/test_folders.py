@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from looped_lib.core import files
+from looped_lib.core.project import find_root
 from looped_lib.runs import folders
 from looped_lib.runs.experiment import run_experiment
 from looped_lib.studies.paper import base, norm_study
@@ -86,10 +87,10 @@ def test_write_json_is_atomic(tmp_path, monkeypatch):
 
 
 def test_root_is_found_from_anywhere(tmp_path, monkeypatch):
-    root = folders.find_root()
+    root = find_root()
     for folder in (root / "looped_lib", tmp_path):
         monkeypatch.chdir(folder)
-        assert folders.find_root() == root
+        assert find_root() == root
 
 
 def test_provenance_names_versions_and_no_machine():

@@ -66,7 +66,11 @@ def test_names_are_one_to_one(write):
     "old, new, message",
     [
         ("about: Where the norm stands\n", "", "line 1: about: is missing"),
-        ("notebook: 01_norm_placement", "notebook: 01_norm", "line 2: notebook: .*01_norm.ipynb is missing"),
+        (
+            "notebook: 01_norm_placement",
+            "notebook: 01_norm",
+            "line 2: notebook: there is no .*01_norm, and no 01_norm among",
+        ),
         ("norm_placement: [pre", "norm_placment: [pre", "line 5: grid.0..norm_placment: .*placement.ipynb has no parameter"),
         ("max_depth: 9", "max_depth: deep", "line 3: set.max_depth: must be int, got 'deep'"),
         ("max_depth: 9", "max_depth: true", "line 3: set.max_depth: must be int, got True"),
@@ -107,7 +111,7 @@ def test_what_cannot_be_meant_names_file_line_and_field(write, old, new, message
 def test_a_mistyped_notebook_names_both_places_looked_in(write, tmp_path):
     with pytest.raises(StudyError) as error:
         load(write(GOOD.replace("01_norm_placement", "mine.ipynb")))
-    assert f"{tmp_path / 'mine.ipynb'}" in str(error.value) and "notebooks/mine.ipynb is missing, and so is" in str(error.value)
+    assert f"{tmp_path / 'mine.ipynb'}" in str(error.value) and "and no mine.ipynb among the project's" in str(error.value)
 
 
 def test_a_notebook_beside_the_study_is_found_from_anywhere_and_may_be_a_changed_copy(write, tmp_path, monkeypatch):

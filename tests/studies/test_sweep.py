@@ -20,6 +20,7 @@ import pytest
 from rich.console import Console
 
 from looped_lib.config import to_dict
+from looped_lib.core.errors import run as run_command
 from looped_lib.core.files import Busy, held, holding, read_json, write_json
 from looped_lib.core.project import LOG, find_root
 from looped_lib.studies import gpus, run_process
@@ -67,7 +68,7 @@ def run_name(a):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A project of its own, with a toy notebook and two studies of it."""
-    monkeypatch.setattr(module, "find_root", lambda: tmp_path)
+    monkeypatch.setattr(module, "runs_folder", lambda: tmp_path / "runs")
     parameters = 'preset: str = "cpu"\na: int = 0\nwait: bool = False\nseed: int = 0\nout: str = ""'
     cell = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -95,7 +96,7 @@ def until(condition, seconds=60):
 def test_failures_cost_one_run_and_are_repeated_on_request(folder, capsys):
     command = [str(folder / "mine.yaml"), "--jobs", "2"]
     runs = folder / "runs" / "mine" / "cpu"
-    assert main(command) == SOME_FAILED
+    assert run_command(main, command) == SOME_FAILED
     said = capsys.readouterr()
     assert "2 failed, 1 done" in said.out and f"{run_name(1)}: cell 3: RuntimeError: the reason" in said.out
     assert f"{run_name(2)}: cell 3: DeadKernelError" in said.out
@@ -107,24 +108,24 @@ def test_failures_cost_one_run_and_are_repeated_on_request(folder, capsys):
     assert table["held"].to_list()[0] == pytest.approx(0.75) and seconds_left(table) == 0
     assert len({line for line in (folder / "log").read_text().splitlines() if "begin" in line}) == 3
 
-    assert main(command) == SOME_FAILED  # what failed is not tried again by itself
+    assert run_command(main, command) == SOME_FAILED  # what failed is not tried again by itself
     assert len(log(folder)) == 4
     (folder / "repaired").touch()
-    assert main([*command, "--retry"]) == 0
+    assert run_command(main, [*command, "--retry"]) == 0
     assert "3 done" in capsys.readouterr().out
     begun = sorted(line for line in log(folder) if "begin" in line)
     assert begun == ["begin 0,5", "begin 1,5", "begin 1,5", "begin 2,5", "begin 2,5"]
 
     (folder / "mine.yaml").write_text(STUDY.replace("WAIT", "true"))
-    assert main(command) == 2
+    assert run_command(main, command) == 2
     assert "was run with wait False, now True: delete it, or name the study anew" in capsys.readouterr().err
 
 
 def test_mistakes_are_refused_before_anything_runs(folder, capsys):
     (folder / "typo.yaml").write_text(STUDY.replace("WAIT", "true").replace("{a:", "{aa:"))
-    assert main([str(folder / "typo.yaml")]) == 2
+    assert run_command(main, [str(folder / "typo.yaml")]) == 2
     assert "typo.yaml, line 4: grid.aa: work.ipynb has no parameter aa; it has preset, a, wait" in capsys.readouterr().err
-    assert main(["absent"]) == 2
+    assert run_command(main, ["absent"]) == 2
     assert "no study absent" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(folder / "mine.yaml"), "--size", "tiny"])
@@ -132,19 +133,19 @@ def test_mistakes_are_refused_before_anything_runs(folder, capsys):
 
 
 def test_values_that_the_configs_refuse_are_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(module, "find_root", lambda: tmp_path)
+    monkeypatch.setattr(module, "runs_folder", lambda: tmp_path / "runs")
     study = tmp_path / "s.yaml"
     study.write_text("about: a\nnotebook: 01_norm_placement\ngrid: {norm_placement: [prenorm]}\n")
-    assert main([str(study)]) == 2
+    assert run_command(main, [str(study)]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "run norm_placement=prenorm,seed=0: norm_placement must be one of pre_norm" in said
     study.write_text("about: a\nnotebook: 01_norm_placement\ngrid: {norm_placement: [pre_norm]}\n")
     monkeypatch.setattr(joblib, "parallel_config", lambda *a, **k: (_ for _ in ()).throw(OSError("Timed out")))
-    assert main([str(study), "--dask", "tcp://nowhere:1"]) == 2
+    assert run_command(main, [str(study), "--dask", "tcp://nowhere:1"]) == 2
     assert capsys.readouterr().err == "error: no Dask at tcp://nowhere:1: Timed out\n"
-    assert main([str(study), "--dask", "tcp://nowhere:1", "--jobs", "2"]) == 2
+    assert run_command(main, [str(study), "--dask", "tcp://nowhere:1", "--jobs", "2"]) == 2
     assert "error: --jobs is of this machine; with --dask" in capsys.readouterr().err
-    assert main([str(study), "--seeds", "-1"]) == 2
+    assert run_command(main, [str(study), "--seeds", "-1"]) == 2
     assert capsys.readouterr().err == "error: seeds must be a list of different whole numbers, 0 or more, got [-1]\n"
     assert not (tmp_path / "runs").exists()
 
@@ -192,19 +193,19 @@ def test_a_killed_run_is_a_failure_that_says_so(folder):
 @pytest.mark.parametrize("moment", ["at once", "at work"])
 def test_an_interrupt_stops_all_runs_and_fails_none(folder, moment):
     runs = folder / "runs" / "slow" / "cpu"
-    command = [sys.executable, "-m", "looped_lib.studies.sweep", str(folder / "slow.yaml"), "--folder", str(runs), "--jobs", "2"]
+    command = [sys.executable, "-m", "looped_lib", "sweep", str(folder / "slow.yaml"), "--folder", str(runs), "--jobs", "2"]
     heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell has its background jobs ignore it
     process = subprocess.Popen(command, cwd=find_root(), start_new_session=True, stderr=subprocess.PIPE, text=True, **heard)
     until(lambda: len(list(runs.glob("*/sweep.log"))) == 2 if moment == "at once" else len(log(folder)) == 2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    assert process.wait(60) == 130 and process.stderr.read().endswith("interrupted; the same command goes on\n")
+    assert process.wait(60) == 130 and process.stderr.read().endswith("interrupted: the same command goes on from what is done\n")
     assert states(load(folder / "slow.yaml"), "cpu", runs)["state"].to_list() == ["waiting"] * 4
     assert not list(runs.glob("*/*failed.json*")) and len(list(runs.glob("*/sweep.log"))) == 2
 
 
 def test_a_run_that_fails_is_not_repeated_by_who_waited_for_it(folder):
     run = folder / "runs" / run_name(3)
-    command = [sys.executable, "-m", "looped_lib.studies.run", str(folder / "work.ipynb"), str(run), '{"a": 3, "seed": 5}']
+    command = [sys.executable, "-m", "looped_lib", "_run", str(folder / "work.ipynb"), str(run), '{"a": 3, "seed": 5}']
     with holding(run):
         waiting = subprocess.Popen(command, cwd=find_root())
         time.sleep(3)

@@ -174,7 +174,7 @@ def checkpoint(run):
 
 
 MISTAKES = {
-    "no checkpoint": (lambda e, run: shutil.rmtree(run / "checkpoints"), "stars is finished, but its checkpoints were pruned"),
+    "no checkpoint": (lambda e, run: shutil.rmtree(run / "checkpoints"), "stars is finished, but its checkpoint is not there"),
     "half a config": (lambda e, run: cut(run / "config.json"), "config.json: not JSON"),
     "half a result": (lambda e, run: cut(run / "result.json"), "result.json: not JSON .*delete it to measure again"),
     "another result": (lambda e, run: (run / "result.json").write_text("{}"), "result.json has no depths and accuracy"),

@@ -1,6 +1,6 @@
 """Accuracy of Ouro checkpoints by loop count on benchmarks, by EleutherAI's lm-eval harness.
 
-    python -m looped_lib.ouro.evaluate.harness EVALUATION.json OUT
+    looped-lib evaluate EVALUATION.json OUT
 
 EVALUATION.json is an `EvaluationConfig` (`cells` says what lands in OUT). One engine serves all tasks of a checkpoint at a depth,
 so that weights are loaded once per depth, in a process of its own (`harness_worker`): its memory is free when it ends, and a
@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from looped_lib.config import from_dict, to_dict
 from looped_lib.core.checks import ConfigError
+from looped_lib.core.errors import work
 from looped_lib.core.files import read_json, write_json
 from looped_lib.ouro.evaluate.cells import Cell, EvaluationConfig, cells, failures, results
 from looped_lib.ouro.evaluate.checks import Checked, check
@@ -43,7 +44,7 @@ def evaluate(config: EvaluationConfig, out: str | Path, progress: bool = True) -
     todo = [cell for cell in grid if not cell.result.exists()]
     if not todo:
         return results(out)
-    with _alone(out), tqdm(total=len(grid), initial=len(grid) - len(todo), disable=not progress, unit="cell") as bar:
+    with work(), _alone(out), tqdm(total=len(grid), initial=len(grid) - len(todo), disable=not progress, unit="cell") as bar:
         for folder in dict.fromkeys(cell.folder for cell in todo):
             mine = [cell for cell in todo if cell.folder == folder]
             bar.set_description(f"{mine[0].checkpoint}, T={mine[0].depth}")
@@ -90,7 +91,7 @@ def _run_engine(config: EvaluationConfig, checked: Checked, left: list[Cell], ba
     (folder / "at").write_text("")
     with open(folder / "log.txt", "ab") as log:
         worker = subprocess.Popen(
-            [sys.executable, "-u", "-m", "looped_lib.ouro.evaluate.worker", str(folder)],
+            [sys.executable, "-u", "-m", "looped_lib", "_engine", str(folder)],
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -137,22 +138,12 @@ def _describe(status: int) -> str:
     return f"killed by {signal.Signals(-status).name}" + (", often for want of memory" if -status == signal.SIGKILL else "")
 
 
-def main() -> int:
-    """Measure and print; exit status 1 if a cell failed, 2 on a wrong config, 130 if interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m looped_lib.ouro.evaluate.harness", description="Evaluate Ouro by loop count")
+def main(arguments: list[str]) -> int:
+    """Measure and print; exit status 1 if a cell failed."""
+    parser = argparse.ArgumentParser(prog="looped-lib evaluate", description="Evaluate Ouro by loop count")
     parser.add_argument("config", type=Path, help="an EvaluationConfig as JSON")
     parser.add_argument("out", type=Path, help="folder for the results")
-    args = parser.parse_args()
-    try:
-        table = evaluate(from_dict(EvaluationConfig, read_json(args.config), str(args.config)), args.out)
-    except (OSError, ValueError) as e:
-        parser.error(str(e))
-    except KeyboardInterrupt:
-        print("interrupted; what is done stays, and the same command goes on from there", file=sys.stderr)
-        return 130
+    args = parser.parse_args(arguments)
+    table = evaluate(from_dict(EvaluationConfig, read_json(args.config), str(args.config)), args.out)
     print(table.to_string(index=False))
     return 1 if len(failures(args.out)) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

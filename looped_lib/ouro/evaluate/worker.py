@@ -1,6 +1,6 @@
 """One engine of an evaluation, in a process of its own: a checkpoint at a loop count, on one task after another.
 
-    python -m looped_lib.ouro.evaluate.worker FOLDER        (FOLDER/spec.json is written by `harness`)
+    python -m looped_lib _engine FOLDER        (FOLDER/spec.json is written by `harness`)
 
 Tasks are read before the engine starts, so that data that is not there costs no engine. FOLDER/at says which task is being read
 or measured; it is empty while the engine starts. An error in a task is that cell's failure, and ends the process: what it left
@@ -9,7 +9,6 @@ behind in the engine is unknown, and the harness starts another one for the task
 
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -265,6 +264,7 @@ def _end_with(parent: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> None:
+    """Measure the cells of the folder that the harness names."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    Worker(Path(sys.argv[1])).run()
+    Worker(Path(arguments[0])).run()

@@ -15,24 +15,19 @@ on each, --nnodes, --node_rank and --rdzv_endpoint HOST:PORT; RUN_DIR and the da
 import argparse
 import math
 import os
-import signal
 import sys
-import threading
-import time
-import traceback
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler, record
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
 
 from looped_lib.config import from_dict, to_dict
 from looped_lib.core.checks import ConfigError
+from looped_lib.core.errors import work
 from looped_lib.core.files import read_json, write_json
 from looped_lib.ouro.finetune import saving
 from looped_lib.ouro.finetune.config import FinetuneConfig, UpdatesConfig
@@ -43,7 +38,7 @@ from looped_lib.ouro.finetune.trainer import LoopedTrainer
 from looped_lib.runs.folders import provenance
 from looped_lib.tasks.tokenizer import TURN_END
 from looped_lib.training import metrics
-from looped_lib.training.processes import Processes, leave, process_group
+from looped_lib.training.processes import Processes, run_job
 
 
 def finetune(config: FinetuneConfig, run_dir: str | Path) -> None:
@@ -219,42 +214,18 @@ def finish(trainer: LoopedTrainer) -> None:
     processes.wait()
 
 
-@record
-def main() -> None:
-    """One process of the job. What its user can mend is one line on stderr: exit status 2 before the first update, 1 after it."""
-    parser = argparse.ArgumentParser(prog="python -m looped_lib.ouro.finetune", description="Fine-tune Ouro")
+def main(arguments: list[str]) -> None:
+    """One process of the job."""
+    parser = argparse.ArgumentParser(prog="looped-lib finetune", description="Fine-tune Ouro")
     parser.add_argument("config", type=Path, help="a FinetuneConfig as JSON")
     parser.add_argument("run_dir", type=Path, help="the run's folder")
-    args = parser.parse_args()
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    trainer = None
-    with process_group():
-        try:
-            trainer = prepare(from_dict(FinetuneConfig, read_json(args.config), str(args.config)), args.run_dir)
-            if trainer is not None:
+    args = parser.parse_args(arguments)
+
+    def job() -> LoopedTrainer | None:
+        trainer = prepare(from_dict(FinetuneConfig, read_json(args.config), str(args.config)), args.run_dir)
+        if trainer is not None:
+            with work():
                 train(trainer)
-        except Exception as e:
-            mendable = (ValueError, FileNotFoundError) if trainer is None else (FloatingPointError, saving.SaveError)
-            if _is_first_to_fail():
-                if not isinstance(e, mendable):
-                    get_error_handler().record_exception(e)  # for torchrun's own report
-                print(f"error: {e}" if isinstance(e, mendable) else traceback.format_exc(), file=sys.stderr)
-            status = 2 if trainer is None else 1
-            leave(status)
-            sys.exit(status)
-        if dist.is_initialized():
-            dist.barrier()
-    leave()  # while `trainer` is alive
+        return trainer
 
-
-def _is_first_to_fail() -> bool:
-    """Whether no other process of the job failed before. If one did, this one has little to say but that it lost the other."""
-    return not dist.is_initialized() or dist.distributed_c10d._get_default_store().add("failed", 1) == 1
-
-
-def _end_with(torchrun: int) -> None:
-    """A process that outlived its torchrun would go on writing where a new job starts."""
-    while os.getppid() == torchrun:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGKILL)
+    run_job(job)

@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, LlamaConfig
 
 from looped_lib.config import from_dict, to_dict
 from looped_lib.core.checks import ConfigError
+from looped_lib.core.errors import run
 from looped_lib.core.files import read_json, write_json, write_jsonl
 from looped_lib.core.project import find_root
 from looped_lib.ouro.evaluate import checks, harness, worker
@@ -238,16 +239,13 @@ def test_cells_measured_otherwise_are_not_mixed(evaluated, config, tmp_path):
     assert fingerprint(tmp_path / "other") != fingerprint(Path(config.checkpoints["learned"]))
 
 
-def test_the_command_prints_the_table_and_tells_mistakes_by_its_status(evaluated, config, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_the_table_and_tells_mistakes_by_its_status(evaluated, config, tmp_path, capsys):
     write_json(tmp_path / "done.json", to_dict(replace(config, tasks=("gsm8k",), data={})))
-    monkeypatch.setattr(sys, "argv", ["harness", str(tmp_path / "done.json"), str(evaluated.out)])
-    assert harness.main() == 1  # elsewhere did fail
+    assert run(harness.main, [str(tmp_path / "done.json"), str(evaluated.out)]) == 1  # elsewhere did fail
     assert "flexible-extract" in capsys.readouterr().out
     write_json(tmp_path / "wrong.json", {"depth": [1]})
-    monkeypatch.setattr(sys, "argv", ["harness", str(tmp_path / "wrong.json"), str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as stopped:
-        harness.main()
-    assert stopped.value.code == 2 and "EvaluationConfig has no field depth" in capsys.readouterr().err
+    assert run(harness.main, [str(tmp_path / "wrong.json"), str(tmp_path / "out")]) == 2
+    assert "wrong.json: EvaluationConfig has no field depth" in capsys.readouterr().err
 
 
 WRONG = {
@@ -473,7 +471,7 @@ def test_a_worker_ends_with_its_harness(config, tmp_path):
     (tmp_path / "slow.yaml").write_text(text.replace("task: unruly", "task: slow").replace("trouble.unruly", "slow.rows"))
     slow = replace(config, tasks=("slow",), data={}, task_folder=str(tmp_path), depths=(2,))
     write_json(tmp_path / "slow.json", to_dict(slow))
-    command = [sys.executable, "-m", "looped_lib.ouro.evaluate.harness", str(tmp_path / "slow.json"), str(tmp_path / "out")]
+    command = [sys.executable, "-m", "looped_lib", "evaluate", str(tmp_path / "slow.json"), str(tmp_path / "out")]
     with open(tmp_path / "log", "w") as log:
         running = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     at = tmp_path / "out" / "learned" / "T=2" / "engine" / "at"

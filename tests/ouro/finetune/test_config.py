@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import AutoConfig, LlamaConfig
 
 from looped_lib.config import PenaltyConfig, from_dict, to_dict
 from looped_lib.core.checks import ConfigError
+from looped_lib.core.errors import run
 from looped_lib.core.files import read_json, write_json
 from looped_lib.core.project import find_root
 from looped_lib.ouro.finetune import job, presets
@@ -259,19 +259,17 @@ def test_by_command_what_is_wrong_is_one_line_before_any_update(models, tmp_path
     if "processes (8 x 2)" in message:
         monkeypatch.setenv("RANK", "0")
         monkeypatch.setattr(job.Processes, "from_environment", lambda: job.Processes(0, 2, "cpu"))
-    assert_one_line(tmp_path / "config.json", tmp_path / "run", message, monkeypatch, capfd)
+    assert_one_line(tmp_path / "config.json", tmp_path / "run", message, capfd)
     assert not (tmp_path / "run" / "metrics.jsonl").exists() and not (tmp_path / "run" / "checkpoints").exists()
 
 
-def assert_one_line(config_file: Path, run_dir: Path, message: str, monkeypatch, capfd) -> None:
-    monkeypatch.setattr(sys, "argv", ["finetune", str(config_file), str(run_dir)])
-    with pytest.raises(SystemExit) as e:
-        job.main()
+def assert_one_line(config_file: Path, run_dir: Path, message: str, capfd) -> None:
+    status = run(job.main, [str(config_file), str(run_dir)])
     said = [line for line in capfd.readouterr().err.splitlines() if "error" in line.lower() or "Traceback" in line]
-    assert e.value.code == 2 and len(said) == 1 and said[0].startswith("error: ") and message in said[0]
+    assert status == 2 and len(said) == 1 and said[0].startswith("error: ") and message in said[0]
 
 
-def test_by_command_other_settings_a_torn_file_and_none(models, tmp_path, monkeypatch, capfd):
+def test_by_command_other_settings_a_torn_file_and_none(models, tmp_path, capfd):
     write_config(config(models), tmp_path / "run")
     write_json(tmp_path / "config.json", changed(models, seed=9, data=replace(config(models).data, max_len=100)))
     for file, message in (
@@ -279,7 +277,7 @@ def test_by_command_other_settings_a_torn_file_and_none(models, tmp_path, monkey
         (models / "torn.json", "torn.json: not JSON"),
         (models / "none.json", "none.json"),
     ):
-        assert_one_line(file, tmp_path / "run", message, monkeypatch, capfd)
+        assert_one_line(file, tmp_path / "run", message, capfd)
     write_config(config(models), tmp_path / "run")  # its own settings are welcome
 
 

@@ -212,7 +212,7 @@ def test_a_kill_before_the_final_model_is_written_trains_nothing_more(folder, wh
 
 
 def test_a_finished_run_is_left_alone(folder, whole, monkeypatch):
-    monkeypatch.setattr(finetune, "load_data", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(job, "load_data", lambda *a: pytest.fail("trained again"))
     job.finetune(interrupted(folder), whole / "ddp")
 
 

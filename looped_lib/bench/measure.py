@@ -1,17 +1,16 @@
-"""Speed ratios: python -m looped_lib.bench [NAME...]
+"""Speed ratios: looped-lib bench [NAME...]
 
 Prints a table and writes runs/bench/result.json as {name: ratio}. A run that measures only some names keeps the
 others of an earlier run. All on the CPU, but for vLLM, which runs where it was built for. About seven minutes on two cores.
 """
 
 import argparse
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 from looped_lib.bench import depth, spectrum, train_step, vllm
 from looped_lib.core.files import read_json, write_json
-from looped_lib.core.project import find_root
+from looped_lib.core.project import runs_folder
 
 _TRAIN_STEP = (
     "train_step_vs_public",
@@ -31,7 +30,7 @@ NAMES = tuple(name for group in _MEASURES for name in group)
 
 def main(arguments: list[str]) -> None:
     """Measure what is named, or everything."""
-    parser = argparse.ArgumentParser(prog="python -m looped_lib.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="looped-lib bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="one of " + ", ".join(NAMES))
     named = parser.parse_args(arguments).names
     if unknown := set(named) - set(NAMES):
@@ -50,13 +49,9 @@ def main(arguments: list[str]) -> None:
             found |= {name: results[name] for name in wanted}
     for name, (ratio, comparison) in found.items():
         print(f"{name:<{max(map(len, found))}}  {ratio:8.2f}  {comparison}")
-    record(find_root() / "runs" / "bench" / "result.json", {name: ratio for name, (ratio, _) in found.items()})
+    record(runs_folder() / "bench" / "result.json", {name: ratio for name, (ratio, _) in found.items()})
 
 
 def record(path: Path, ratios: dict[str, float]) -> None:
     """Write the ratios into `path`, beside those of other names that it holds."""
     write_json(path, (read_json(path) if path.exists() else {}) | ratios)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Write the report: `make report`, or python -m looped_lib.report.
+"""Write the report: `make report`, or looped-lib report.
 
 Executes notebook 08 and leaves in runs/report/ claims.json, the figures as SVG and PNG, the notebook, the page as HTML and PDF.
 """
@@ -7,21 +7,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from looped_lib.core.project import find_root
+from looped_lib.core.project import find_root, runs_folder
 from looped_lib.report.browser import NoBrowser
 from looped_lib.report.export import save_pdf
 from looped_lib.studies.batch import execute, export_html
 from looped_lib.studies.sizes import PRESETS
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Execute, export, say where it is."""
-    parser = argparse.ArgumentParser(prog="python -m looped_lib.report", description="Every claim beside what was measured")
+    parser = argparse.ArgumentParser(prog="looped-lib report", description="Every claim beside what was measured")
     parser.add_argument("--runs", default="", help="folder of the runs; default: the project's")
     parser.add_argument("--size", default="cpu", choices=PRESETS, help="of the figures; the claims are of all sizes")
     parser.add_argument("--out", type=Path, help="default: runs/report")
-    args = parser.parse_args()
-    out = (args.out or find_root() / "runs" / "report").resolve()
+    args = parser.parse_args(arguments)
+    out = (args.out or runs_folder() / "report").resolve()
     notebook = find_root() / "notebooks" / "08_report.ipynb"
     executed = execute(notebook, out, {"runs": args.runs, "preset": args.size, "out": str(out)})
     export_html(executed, out / "report.html")
@@ -31,7 +31,3 @@ def main() -> None:
         print(out / "report.pdf")
     except NoBrowser as e:
         print(f"no PDF: {e}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()

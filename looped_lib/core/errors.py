@@ -1,0 +1,89 @@
+"""How a command ends. What its user can mend is one line on stderr; a bug of the project keeps its traceback.
+
+    error: CONFIG.json: TrainingConfig.steps must be a whole number of at least 1, got 0
+
+A user can mend what this package says itself (a `raise` statement of its own: of ConfigError or any other ValueError,
+RuntimeError, FloatingPointError or OSError) and what the system says about a file (an OSError that names one). Everything else
+is a bug: a ValueError from inside a dependency, a KeyError, a conversion that failed.
+
+Exit status: 2 if no work had begun, 1 if it had (see `work`) or on a bug, 4 if another process is at work in the folder, 130
+after Ctrl-C.
+"""
+
+import dis
+import errno
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+INTERRUPTED = 130  # exit status after SIGINT, as shells have it
+_FULL = "the disk is full: free some space, then give the same command again"
+_REMEDIES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL.replace("the disk is full", "the quota is used up"),
+    errno.EROFS: "the file system is read-only: give a folder that can be written",
+    errno.EACCES: "no permission: give a folder of your own, or have its permissions changed",
+    errno.EPERM: "not permitted: give a folder of your own, or have its permissions changed",
+    errno.ENOENT: "there is no such file or folder",
+}
+
+
+def run(main: Callable[[list[str]], int | None], arguments: Sequence[str]) -> int:
+    """Call `main` with the arguments of a command; returns its exit status, after saying what went wrong."""
+    try:
+        return main(list(arguments)) or 0
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from what is done", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as e:
+        say(e)
+        return status(e)
+
+
+def say(e: Exception) -> None:
+    """Print one line on stderr if the user can mend `e`, its traceback otherwise."""
+    line = mendable(e)
+    print(f"error: {line}" if line is not None else "".join(traceback.format_exception(e)).rstrip(), file=sys.stderr)
+
+
+def mendable(e: BaseException) -> str | None:
+    """What a user can do about `e`, in one line; None if it is a bug."""
+    if isinstance(e, OSError) and e.filename is not None:
+        return f"{_name(e.filename)}: {_REMEDIES.get(e.errno, e.strerror)}"
+    if isinstance(e, ValueError | RuntimeError | FloatingPointError | OSError) and _raised_by_this_package(e):
+        return "; ".join(line.strip() for line in str(e).splitlines() if line.strip())
+    return None
+
+
+def status(e: Exception) -> int:
+    """Exit status of a command that `e` ended."""
+    return getattr(e, "exit_status", 2) if mendable(e) is not None else 1
+
+
+@contextmanager
+def work() -> Iterator[None]:
+    """The work of a command: an error that leaves the block gives exit status 1 instead of 2."""
+    try:
+        yield
+    except Exception as e:
+        if not hasattr(e, "exit_status"):
+            e.exit_status = 1
+        raise
+
+
+def _name(file: str | bytes | int) -> str:
+    return file.decode(errors="replace") if isinstance(file, bytes) else str(file)
+
+
+def _raised_by_this_package(e: BaseException) -> bool:
+    """Whether a `raise` statement of this package raised `e`, and not a call that failed in it or below it."""
+    frame = e.__traceback__
+    if frame is None or isinstance(e, NotImplementedError):
+        return False
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    code = frame.tb_frame.f_code
+    return PACKAGE in Path(code.co_filename).resolve().parents and code.co_code[frame.tb_lasti] == dis.opmap["RAISE_VARARGS"]
