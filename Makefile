@@ -11,8 +11,8 @@ SIZE ?= cpu
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile | expand -t 10
 
-tour: $(VENV)/.installed  ## train three small models, measure them at 0 to 200 loops, write runs/tour/
-	$(RUN) -m looped_lib notebook notebooks/00_tour.ipynb runs/tour
+tour: $(VENV)/.installed  ## train three small models, measure them at 0 to 200 loops, write runs/tour/cpu/
+	$(RUN) -m looped_lib notebook notebooks/00_tour.ipynb runs/tour/cpu
 
 test: $(VENV)/.test-installed $(VENV)/.vllm-installed  ## lint and test
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

@@ -12,15 +12,16 @@ Every value lives in one place. A wrong value or an unknown field is an error th
 would be right; a missing one takes its default. `to_dict` and `from_dict` go through JSON without loss.
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from looped_lib import samplers
 from looped_lib.core import checks
 from looped_lib.core.checks import ConfigError
+from looped_lib.core.dicts import differences, from_dict, to_dict
 from looped_lib.samplers import FixedLoops, LoopSampler
+
+__all__ = ["differences", "from_dict", "to_dict"]  # configs are read and written with them
 
 NormPlacement = Literal["pre_norm", "post_norm", "sandwich_branch", "sandwich_dual"]
 NormType = Literal["LayerNorm", "RMSNorm", "SimpleNorm", "DeepNorm"]
@@ -31,6 +32,10 @@ Quantity = Literal["squared_fro", "spectral_norm", "spectral_radius"]
 LastChange = Literal["l2", "relative_squared"]
 Product = Literal["vjp", "jvp", "finite_difference"]
 Precision = Literal["fp32", "tf32", "bf16"]
+
+MOST_SEED = 2**63 - 1
+MOST_DIGITS = 1000
+MOST_PROBLEMS = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +179,10 @@ class DataConfig:
     """Seed of the generated problems."""
 
     def __post_init__(self):
-        checks.whole(self, 1, "digits", "n_train", "n_test")
-        checks.whole(self, 0, "seed")
+        checks.whole(self, 1, "digits", most=MOST_DIGITS)
+        checks.whole(self, 1, "n_train", "n_test", most=MOST_PROBLEMS)
+        checks.whole(self, 0, "seed", most=MOST_SEED)
+        checks.text(self, "train_file", "test_file", empty=True)
         if bool(self.train_file) != bool(self.test_file):
             raise ConfigError("DataConfig.train_file and test_file go together: give both, or neither to generate the problems")
 
@@ -233,8 +240,7 @@ class TrainingConfig:
             raise ConfigError(
                 "TrainingConfig.backprop_loops needs one loop count per batch: set per_sequence_loops to False, or it to 0"
             )
-        if len(self.betas) != 2 or not all(isinstance(b, float) and 0 <= b < 1 for b in self.betas):
-            checks.fail(self, "betas", "two numbers in [0, 1)")
+        checks.numbers(self, 2, 0, 1, "betas", open_end=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,43 +263,6 @@ class ExperimentConfig:
     """Initial weights, batches, loop counts, dropout and probe vectors all follow from it."""
 
     def __post_init__(self):
-        checks.whole(self, 0, "seed")
+        checks.whole(self, 0, "seed", most=MOST_SEED)
         if self.carry.share and self.training.per_sequence_loops:
             raise ConfigError("CarryConfig.share needs one loop count per batch: set TrainingConfig.per_sequence_loops to False")
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The config as JSON-ready nested dicts; a sampler also records its class under "kind"."""
-    out: dict[str, Any] = {"kind": type(config).__name__} if isinstance(config, LoopSampler) else {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        out[f.name] = to_dict(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
-    return out
-
-
-def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
-    """The config that `to_dict` wrote. `where` (a file name, say) opens every error message.
-
-    Raises ConfigError on a field that does not exist; fields left out take their defaults.
-    """
-    prefix = f"{where}: " if where else ""
-    if not isinstance(values, dict):
-        raise ConfigError(f"{prefix}{cls.__name__} must be a table of fields, got {values!r}")
-    values = dict(values)
-    if cls is LoopSampler:
-        kinds = [n for n in dir(samplers) if n.endswith("Loops")]
-        if (kind := values.pop("kind", None)) not in kinds:
-            raise ConfigError(f"{prefix}loops.kind must be one of {', '.join(kinds)}, got {kind!r}")
-        cls = getattr(samplers, kind)
-    known = {f.name: f.type for f in dataclasses.fields(cls)}
-    if unknown := sorted(set(values) - set(known)):
-        raise ConfigError(f"{prefix}{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(known)}")
-    for name, type_ in known.items():
-        if name in values and (dataclasses.is_dataclass(type_)):
-            values[name] = from_dict(type_, values[name], where)
-        elif name in values and isinstance(values[name], list):
-            values[name] = tuple(values[name])
-    try:
-        return cls(**values)
-    except ValueError as e:
-        raise ConfigError(f"{prefix}{e}") from None

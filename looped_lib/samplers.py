@@ -17,6 +17,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -24,12 +25,20 @@ from scipy import special, stats
 
 from looped_lib.core import checks
 
+MOST_LOOPS = 10_000  # of a training step
 _STREAM = 0x100  # keeps loop counts independent of every other stream derived from the same seed
 
 
 @dataclass(frozen=True)
 class LoopSampler(ABC):
-    """A distribution over loop counts low..high (both reached, `low` at least 1)."""
+    """A distribution over loop counts low..high (both reached, `low` at least 1). A config names it by its class."""
+
+    kinds: ClassVar[dict[str, type["LoopSampler"]]] = {}
+    """Every sampler by the name of its class, those that a user defines included."""
+
+    def __init_subclass__(cls):
+        if not cls.__name__.startswith("_"):
+            LoopSampler.kinds[cls.__name__] = cls
 
     @property
     @abstractmethod
@@ -64,7 +73,7 @@ class FixedLoops(LoopSampler):
     n: int = 4
 
     def __post_init__(self):
-        checks.whole(self, 1, "n")
+        checks.whole(self, 1, "n", most=MOST_LOOPS)
 
     @property
     def support(self) -> np.ndarray:
@@ -80,7 +89,7 @@ class _Clipped(LoopSampler):
     high: int = 100
 
     def __post_init__(self):
-        checks.whole(self, 1, "low", "high")
+        checks.whole(self, 1, "low", "high", most=MOST_LOOPS)
         if self.high < self.low:
             checks.fail(self, "high", f"at least low ({self.low})")
 

@@ -3,15 +3,18 @@
 import json
 import math
 import re
+import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
-import papermill
 import pytest
 
-from looped_lib.core.files import read_json
+from looped_lib.core.errors import run as run_command
+from looped_lib.core.files import read_json, write_json
 from looped_lib.core.project import find_root
-from looped_lib.studies.batch import execute, export_html, parse_parameters
+from looped_lib.studies import batch
+from looped_lib.studies.batch import CellError, ThisInterpreter, execute, export_html, main, parse_parameters
 
 NOTEBOOKS = sorted((find_root() / "notebooks").glob("*.ipynb"))
 RUNS = {
@@ -108,17 +111,51 @@ def test_an_unknown_parameter_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("parameters", [{"preset": "smok"}, {"preset": "smoke", "norm_placement": "prenorm"}])
-def test_an_unknown_value_fails_before_any_training(tmp_path, parameters):
-    with pytest.raises(papermill.PapermillExecutionError, match="must be one of"):
+def test_an_unknown_value_fails_before_any_training(tmp_path):
+    parameters = {"preset": "smoke", "norm_placement": "prenorm"}
+    with pytest.raises(CellError, match="notebook.ipynb, cell 4: ValueError: .* must be one of"):
         execute(NOTEBOOKS[1], tmp_path, {**parameters, "out": str(tmp_path)})
     assert not list(tmp_path.rglob("config.json"))
 
 
 def test_parameters_are_literals_or_text():
-    assert parse_parameters([["seed", "3"], ["w", "0.1"], ["on", "True"], ["preset", "smoke"], ["out", "a/b"]]) == {
-        **{"seed": 3, "w": 0.1, "on": True, "preset": "smoke", "out": "a/b"}
+    given = [["seed", "3"], ["weight", "0.1"], ["persistent", "True"], ["preset", "smoke"], ["out", "2026_01_15"]]
+    assert parse_parameters(NOTEBOOKS[3], given) == {
+        **{"seed": 3, "weight": 0.1, "persistent": True, "preset": "smoke", "out": "2026_01_15"}
     }
+
+
+def test_a_value_of_another_type_is_refused_before_the_kernel_starts(tmp_path, capsys):
+    for value in ("deep", "True", "1.5"):
+        assert run_command(main, [str(NOTEBOOKS[1]), str(tmp_path / "out"), "-p", "max_depth", value]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: 01_norm_placement.ipynb: max_depth must be int, got ") and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_cell_is_one_line(tmp_path, capsys):
+    assert run_command(main, [str(NOTEBOOKS[1]), str(tmp_path), "-p", "preset", "smoke", "-p", "max_depth", "-3"]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith("cell 4: ValueError: max_depth must be a whole number from 1 to 1000000, got -3")
+    assert not list(tmp_path.rglob("config.json"))
+
+
+def test_kernels_start_where_the_temporary_folder_has_a_long_name(tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    assert batch._socket_folder() == "/tmp"
+    monkeypatch.setattr(batch.os, "access", lambda folder, mode: folder != "/tmp")
+    with pytest.raises(ValueError, match="TMPDIR: the sockets of kernels need a folder whose name has at most"):
+        batch._socket_folder()
+
+
+def test_kernels_are_of_this_interpreter(tmp_path, monkeypatch):
+    """Also where the user has a kernelspec `python3` of another one."""
+    spec = tmp_path / "kernels" / "python3" / "kernel.json"
+    write_json(spec, {"argv": ["/nowhere/python", "-f", "{connection_file}"], "display_name": "", "language": "python"})
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path))
+    assert ThisInterpreter(kernel_name="python3").kernel_spec.argv[0] == sys.executable
 
 
 def test_notebook_files_are_json_with_stable_cell_ids():

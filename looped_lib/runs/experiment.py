@@ -17,11 +17,12 @@ from looped_lib.config import ExperimentConfig, from_dict, to_dict
 from looped_lib.core.files import read_json, write_json
 from looped_lib.dynamics.depth import DepthCurve, depth_curve
 from looped_lib.runs.folders import provenance
-from looped_lib.training.trainer import load_problems, train
+from looped_lib.training.trainer import check_folder, load_problems, train
 
 FIRST_DEPTH = 4  # the depth of fixed-depth training: shallower ones are not expected to solve anything
 LENIENT_PROBLEMS = 100
 _EVERY_DEPTH_TO = 200
+DEEPEST = 1_000_000  # loop count
 _ROUND_DEPTHS = {500, 1000, 2000, 5000, 10_000}
 
 
@@ -35,14 +36,29 @@ def recorded_depths(max_depth: int) -> list[int]:
     return sorted(d for d in depths if d <= max_depth)
 
 
+def check_depth(max_depth: int) -> None:
+    """ValueError unless `max_depth` is a loop count that can be measured."""
+    if not isinstance(max_depth, int) or isinstance(max_depth, bool) or not 1 <= max_depth <= DEEPEST:
+        raise ValueError(f"max_depth must be a whole number from 1 to {DEEPEST}, got {max_depth!r}")
+
+
+def check_experiments(configs: dict[str, ExperimentConfig], folder: str | Path, max_depth: int) -> None:
+    """What can be known to be wrong before anything trains: ValueError on `max_depth`, or if a run folder under `folder` (one for
+    each name in `configs`) is of another experiment."""
+    check_depth(max_depth)
+    for name, config in configs.items():
+        check_folder(Path(folder) / name, config)
+
+
 def run_experiment(config: ExperimentConfig, run_dir: str | Path, max_depth: int, progress: bool = True) -> dict[str, Any]:
     """Train `config` in `run_dir` (or go on, or do nothing if it is done) and measure depths 0..max_depth on held-out problems.
 
     Returns the contents of result.json. A finished run is loaded if it was measured at least as deep.
     """
+    check_depth(max_depth)
     path = Path(run_dir) / "result.json"
     if path.exists():
-        result = read_json(path)
+        result = read_json(path, f"delete {path} to measure again")
         if from_dict(ExperimentConfig, result["config"], str(path)) == config and result["depths"][-1] >= max_depth:
             return result
     start = time.perf_counter()

@@ -8,6 +8,7 @@ accuracy by depth if the notebook wrote OUT/result.json.
 
 import argparse
 import ast
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -16,47 +17,117 @@ from typing import Any
 import nbformat
 import pandas as pd
 import papermill
+from ipykernel.kernelspec import make_ipkernel_cmd
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
+from looped_lib.core.errors import work
 from looped_lib.core.files import read_json, replacing
 
+START_SECONDS = 600  # of patience with a kernel that starts: many at once on a shared disk take minutes
+LONGEST_SOCKET_FOLDER = 107 - len("/looped_lib-12345678/kernel-5")  # the system's limit for the name of a socket
+_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool}
 EXECUTED = "notebook.ipynb"  # the executed copy, in the folder of what it made
 WIDGET = "application/vnd.jupyter.widget-view+json"
 REMOTE_SCRIPT = re.compile(r"""<script[^>]*\ssrc=["']https?://[^>]*>\s*</script>""")
 TABLE_DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 32, 50, 75, 100, 150, 200, 500, 1000, 2000, 5000, 10_000)
 
 
+class CellError(RuntimeError):
+    """A cell failed, or the kernel died in it (or before any, then `cell` is None). The executed copy holds the traceback."""
+
+    def __init__(self, executed: Path, cell: int | None, reason: str):
+        super().__init__(f"{executed}{'' if cell is None else f', cell {cell}'}: {reason}")
+        self.cell, self.reason = cell, reason
+
+
+class ThisInterpreter(AsyncKernelManager):
+    """Starts kernels of the running interpreter, whatever the machine's kernelspec `python3` says."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """How a kernel is started."""
+        return KernelSpec(argv=make_ipkernel_cmd(), display_name="Python 3", language="python")
+
+
 def execute(notebook: str | Path, out: str | Path, parameters: dict[str, Any]) -> Path:
     """Execute `notebook` with its folder as working directory; returns the executed copy, OUT/notebook.ipynb.
 
-    ValueError on a parameter the notebook does not have (papermill itself would only warn).
+    ValueError on a parameter that the notebook does not have or that is of another type; CellError if a cell fails.
     """
     notebook, out = Path(notebook).resolve(), Path(out).resolve()
     check_parameters(notebook, parameters)
     out.mkdir(parents=True, exist_ok=True)
     executed = out / EXECUTED
-    with tempfile.TemporaryDirectory(prefix="looped_lib-") as sockets:
+    with tempfile.TemporaryDirectory(prefix="looped_lib-", dir=_socket_folder()) as sockets:
         # Not by TCP: free ports are chosen before the kernel takes them, so that runs side by side take each other's.
-        by_files = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
-        papermill.execute_notebook(
-            str(notebook),
-            str(executed),
-            parameters,
-            kernel_name="python3",
-            cwd=str(notebook.parent),
-            progress_bar=True,
-            store_widget_state=False,  # megabytes, for widgets that do nothing without their kernel
-            config=by_files,
-        )
+        config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
+        config.PapermillNotebookClient.kernel_manager_class = ThisInterpreter
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(executed),
+                parameters,
+                kernel_name="python3",
+                cwd=str(notebook.parent),
+                progress_bar=True,
+                start_timeout=START_SECONDS,
+                store_widget_state=False,  # megabytes, for widgets that do nothing without their kernel
+                config=config,
+            )
+        except papermill.PapermillExecutionError as e:  # its text is the whole traceback, which the notebook keeps
+            raise CellError(executed, e.exec_count, f"{e.ename}: {e.evalue}") from None
+        except (DeadKernelError, RuntimeError) as e:  # a kernel that died, or that did not start
+            raise CellError(executed, _newest_cell(executed), f"{type(e).__name__}: {e}") from None
     return executed
 
 
+def _socket_folder() -> str:
+    """A folder for the kernels' sockets. ValueError if the name of the temporary folder is too long for the system."""
+    for folder in (tempfile.gettempdir(), "/tmp"):
+        if len(os.fsencode(folder)) <= LONGEST_SOCKET_FOLDER and os.access(folder, os.W_OK):
+            return folder
+    raise ValueError(
+        f"TMPDIR: the sockets of kernels need a folder whose name has at most {LONGEST_SOCKET_FOLDER} letters, got "
+        f"{tempfile.gettempdir()}"
+    )
+
+
+def _newest_cell(executed: Path) -> int | None:
+    """Number (as in In [n]) of the last cell that had begun; None if none had."""
+    if not executed.exists():
+        return None
+    code = [cell for cell in nbformat.read(executed, 4).cells if cell.cell_type == "code"]
+    begun = [i for i, cell in enumerate(code, 1) if cell.metadata.get("papermill", {}).get("start_time")]
+    return begun[-1] if begun else None
+
+
 def check_parameters(notebook: str | Path, parameters: dict[str, Any]) -> None:
-    """ValueError naming every parameter in `parameters` that `notebook` does not have, and those it has."""
-    known = papermill.inspect_notebook(str(notebook))
+    """ValueError naming every parameter in `parameters` that `notebook` does not have, or one of another type."""
+    known, name = parameter_types(notebook), Path(notebook).name
     if unknown := sorted(set(parameters) - set(known)):
-        raise ValueError(f"{Path(notebook).name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+        raise ValueError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+    for parameter, value in parameters.items():
+        if not is_of_type(value, known[parameter]):
+            raise ValueError(f"{name}: {parameter} must be {known[parameter]}, got {value!r}")
+
+
+def parameter_types(notebook: str | Path) -> dict[str, str]:
+    """The name of the type of each parameter of a notebook. ValueError if the file is not a notebook."""
+    if not Path(notebook).is_file() or Path(notebook).suffix != ".ipynb":
+        raise ValueError(f"{notebook} is not a notebook (.ipynb)")
+    try:
+        return {name: found["inferred_type_name"] for name, found in papermill.inspect_notebook(str(notebook)).items()}
+    except Exception as e:  # whatever it is, it is the file's; its text may be all of the file
+        raise ValueError(f"{notebook} cannot be read ({type(e).__name__})") from None
+
+
+def is_of_type(value: Any, name: str) -> bool:
+    """Whether a value is of the type with that name, as notebooks write it. Any value is, of a type that is not known."""
+    return name not in _TYPES or (isinstance(value, _TYPES[name]) and isinstance(value, bool) == (name == "bool"))
 
 
 def export_html(notebook: str | Path, html: str | Path) -> None:
@@ -89,16 +160,17 @@ def accuracy_table(result: dict[str, Any]) -> pd.DataFrame:
     return table[table.index.isin(TABLE_DEPTHS)]
 
 
-def parse_parameters(pairs: list[list[str]]) -> dict[str, Any]:
-    """`-p NAME VALUE` pairs as {name: value}, values as by `parse_literal`."""
-    return {name: parse_literal(value) for name, value in pairs}
+def parse_parameters(notebook: str | Path, pairs: list[list[str]]) -> dict[str, Any]:
+    """`-p NAME VALUE` pairs as {name: value}: a text parameter takes the text as it is, any other a Python literal."""
+    types = parameter_types(notebook)
+    return {name: text if types.get(name) == "str" else parse_literal(text) for name, text in pairs}
 
 
 def parse_literal(text: str) -> Any:
     """A Python literal where `text` is one, the text itself otherwise."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
 
 
@@ -109,8 +181,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("out", type=Path, help="folder for the executed notebook, its HTML and its results")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
     args = parser.parse_args(arguments)
-    parameters = {"out": str(args.out.resolve()), **parse_parameters(args.p)}
-    executed = execute(args.notebook, args.out, parameters)
+    parameters = {"out": str(args.out.resolve()), **parse_parameters(args.notebook, args.p)}
+    check_parameters(args.notebook, parameters)
+    with work():
+        executed = execute(args.notebook, args.out, parameters)
     html = args.out / f"{args.notebook.stem.split('_', 1)[-1]}.html"
     export_html(executed, html)
     if (args.out / "result.json").exists():

@@ -10,12 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import papermill
-
 from looped_lib.core.files import holding, read_json, write_json
 from looped_lib.core.project import DONE, FAILED, STARTED
-from looped_lib.studies.batch import EXECUTED, execute
+from looped_lib.studies.batch import CellError, execute
 from looped_lib.studies.gpus import one_gpu
 
 
@@ -34,8 +31,9 @@ def run(notebook: Path, folder: Path, parameters: dict[str, Any], retry: bool = 
                 before = _recorded_seconds(folder)
                 write_json(folder / STARTED, {"at": time.time(), "before": before})
                 execute(notebook, folder, {**parameters, "out": str(folder)})
-            except Exception as e:  # whatever it is, a kernel that died included, it is this run's
-                write_json(folder / FAILED, {"cell": _cell(e, folder), "error": _reason(e)})
+            except Exception as e:  # whatever it is, it is this run's
+                cell, reason = (e.cell, e.reason) if isinstance(e, CellError) else (None, f"{type(e).__name__}: {e}")
+                write_json(folder / FAILED, {"cell": cell, "error": reason})
                 return
         # papermill marks a notebook as ended even when its kernel died, so the end is recorded here.
         seconds = before + time.perf_counter() - start
@@ -61,23 +59,6 @@ def _recorded_seconds(folder: Path) -> float:
         if (result := run / "result.json").exists():
             seconds += read_json(result)["seconds"]["evaluate"]
     return seconds
-
-
-def _cell(e: Exception, folder: Path) -> int | None:
-    """Number of the cell (as in In [n]) that failed, or was running when the kernel died; None if none had begun."""
-    if isinstance(e, papermill.PapermillExecutionError):
-        return e.exec_count
-    if not (folder / EXECUTED).exists():
-        return None
-    code = [cell for cell in nbformat.read(folder / EXECUTED, 4).cells if cell.cell_type == "code"]
-    begun = [i for i, cell in enumerate(code, 1) if cell.metadata.get("papermill", {}).get("start_time")]
-    return begun[-1] if begun else None
-
-
-def _reason(e: Exception) -> str:
-    if isinstance(e, papermill.PapermillExecutionError):  # its text is the whole traceback, which the notebook keeps
-        return f"{e.ename}: {e.evalue}"
-    return f"{type(e).__name__}: {e}"
 
 
 def main(arguments: list[str]) -> None:

@@ -10,12 +10,13 @@
     sizes:                                            # what differs by size, beside the preset: seeds, set, grid
       smoke: {seeds: [0], set: {max_depth: 12}}
 
-or a Python file that ends with STUDY = Study(...). Those of the project lie in looped_lib/studies/. Whatever is wrong in it (a
-parameter that the notebook does not have, a value of another type, a value that the study's configs refuse) is one StudyError
-that names file, line and field, before anything runs.
+or a Python file that ends with STUDY = Study(...), which is a program: it runs as you, with all that you may do. Those of the
+project lie in looped_lib/studies/. Whatever is wrong in a study (a parameter that the notebook does not have, a value of another
+type, a value that the study's configs refuse) is one StudyError that names file, line and field, before anything runs.
 """
 
 import itertools
+import math
 import runpy
 import traceback
 from collections.abc import Mapping, Sequence
@@ -24,24 +25,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import papermill
-import yaml
-
 from looped_lib.core.project import runs_folder
+from looped_lib.runs.experiment import check_depth
+from looped_lib.studies.batch import is_of_type, parameter_types
 from looped_lib.studies.paper import CONFIGS, PRESETS
 from looped_lib.studies.sizes import Configs
+from looped_lib.studies.study_file import StudyError, read_study
 
 FOLDER = Path(__file__).parent
 FIELDS = ("about", "notebook", "set", "grid", "seeds", "sizes")
 RESERVED = {"preset": "the size sets it", "seed": "list them under seeds", "out": "it is the run's folder"}
 LONGEST_NAME = 255  # of a folder
-_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool}
+MOST_RUNS = 10_000  # of a size
 
 Parameters = dict[str, Any]
-
-
-class StudyError(ValueError):
-    """A study that cannot be meant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +80,10 @@ class Study:
         return runs
 
     def check(self) -> "Study":
-        """This study; StudyError on what cannot be meant."""
-        if not self.notebook.is_file():
-            raise self._wrong("notebook", f"{self.notebook} is missing")
-        known = papermill.inspect_notebook(str(self.notebook))
+        """This study; StudyError if it is invalid."""
+        if not self.name or self.name.startswith(".") or "/" in self.name:
+            raise StudyError(f"{self.file or self.name}: a study is named after its file, and {self.name!r} cannot name a folder")
+        known = self._parameters()
         if missing := {"preset", "seed", "out"} - set(known):
             raise self._wrong("notebook", f"{self.notebook.name} has no parameter {', '.join(sorted(missing))}: a study sets it")
         self._check_grid("grid", self.grid, known)
@@ -104,6 +101,9 @@ class Study:
             self._check_set(f"{where}.set", sized.get("set", {}), grid, known)
             self._check_seeds(f"{where}.seeds", sized.get("seeds", [0]))
         for size in PRESETS:
+            seeds = self.sizes.get(size, {}).get("seeds", self.seeds)
+            if (n := len(seeds) * sum(math.prod(map(len, table.values())) for table in self.grid)) > MOST_RUNS:
+                raise self._wrong("grid", f"has {n} runs, more than {MOST_RUNS}")
             names = self.runs(size)
             if long := [name for name in names if len(name) > LONGEST_NAME]:
                 raise self._wrong("grid", f"the name of a run has more than {LONGEST_NAME} letters: {long[0]}")
@@ -112,6 +112,13 @@ class Study:
             if len(names) < len(tables) * len({p["seed"] for p in names.values()}):
                 raise self._wrong("grid", "two of its tables hold the same run")
         return self
+
+    def _parameters(self) -> dict[str, str]:
+        """Types of the notebook's parameters."""
+        try:
+            return parameter_types(self.notebook)
+        except ValueError as e:
+            raise self._wrong("notebook", str(e)) from None
 
     def configs(self, parameters: Parameters) -> Configs:
         """What a run with these parameters trains, by name; nothing where it is not known what the notebook trains."""
@@ -128,22 +135,24 @@ class Study:
             raise StudyError(f"seeds {wrong}")
         for name, parameters in self.runs(size, seeds).items():
             try:
+                if "max_depth" in parameters:
+                    check_depth(parameters["max_depth"])
                 self.configs(parameters)
             except ValueError as e:
                 raise StudyError(f"{self.file or self.name}, run {name}: {e}") from None
 
-    def _check_grid(self, where: str, grid: Any, known: Mapping[str, Any]) -> None:
+    def _check_grid(self, where: str, grid: Any, known: Mapping[str, str]) -> None:
         if not isinstance(grid, list | tuple) or not all(isinstance(table, Mapping) for table in grid):
             raise self._wrong(where, f"must be a tuple of tables, got {grid!r}")
         for i, table in enumerate(grid):
             self._check_values(where if len(grid) == 1 else f"{where}[{i}]", table, known)
 
-    def _check_set(self, where: str, values: Mapping[str, Any], grid: Any, known: Mapping[str, Any]) -> None:
+    def _check_set(self, where: str, values: Mapping[str, Any], grid: Any, known: Mapping[str, str]) -> None:
         self._check_values(where, {name: [value] for name, value in values.items()}, known)
         if both := [name for name in values if any(name in table for table in grid)]:
             raise self._wrong(f"{where}.{both[0]}", "the grid varies it: give it in one of the two places")
 
-    def _check_values(self, where: str, table: Mapping[str, Sequence[Any]], known: Mapping[str, Any]) -> None:
+    def _check_values(self, where: str, table: Mapping[str, Sequence[Any]], known: Mapping[str, str]) -> None:
         for name, values in table.items():
             here = f"{where}.{name}"
             if name in RESERVED:
@@ -154,10 +163,9 @@ class Study:
                 raise self._wrong(here, f"must be a list of values, got {values!r}")
             if not values or len({str(v) for v in values}) < len(values):
                 raise self._wrong(here, f"needs one or more different values, got {list(values)}")
-            kind = known[name]["inferred_type_name"]
             for value in values:
-                if kind in _TYPES and (not isinstance(value, _TYPES[kind]) or isinstance(value, bool) != (kind == "bool")):
-                    raise self._wrong(here, f"must be {kind}, got {value!r}")
+                if not is_of_type(value, known[name]):
+                    raise self._wrong(here, f"must be {known[name]}, got {value!r}")
 
     def _check_seeds(self, where: str, seeds: Any) -> None:
         if wrong := _wrong_seeds(seeds):
@@ -201,7 +209,9 @@ def load(study: str | Path) -> Study:
 
 
 def _from_yaml(path: Path) -> Study:
-    values, lines = _read_yaml(path)
+    values, lines = read_study(path)
+    if not isinstance(values, dict):
+        raise StudyError(f"{path}, line 1: a study is a mapping of {', '.join(FIELDS)}")
     if wrong := _wrong_shape(values):
         where, what = wrong
         raise StudyError(f"{path}, line {lines.get(where, 1)}: {where}: {what}")
@@ -224,32 +234,6 @@ def _from_yaml(path: Path) -> Study:
         file=str(path),
         lines=lines,
     )
-
-
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """The table in the file, and the line of each of its fields; StudyError on what is no table, or says a field twice."""
-    blob = path.read_bytes()
-    try:
-        text = blob.decode("utf-8")
-        node = yaml.compose(text, yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except UnicodeDecodeError as e:
-        raise StudyError(f"{path}, line {blob[: e.start].count(10) + 1}: must be UTF-8, byte {blob[e.start]:#x} is not") from None
-    except yaml.MarkedYAMLError as e:
-        raise StudyError(f"{path}, line {e.problem_mark.line + 1 if e.problem_mark else 1}: {e.problem}") from None
-    except yaml.reader.ReaderError as e:
-        line = text[: e.position].count("\n") + 1
-        raise StudyError(f"{path}, line {line}: character {e.character:#x} does not belong into a text") from None
-    except ValueError as e:  # a date that is none, say
-        raise StudyError(f"{path}: {e}") from None
-    lines = {}
-    for where, line in _lines(node):
-        if where in lines:
-            raise StudyError(f"{path}, line {lines[where]}: {where}: is there again in line {line}: give it once")
-        lines[where] = line
-    if not isinstance(values, dict):
-        raise StudyError(f"{path}, line 1: a study is a table of {', '.join(FIELDS)}")
-    return values, lines
 
 
 def _wrong_shape(values: dict[str, Any]) -> tuple[str, str] | None:
@@ -288,16 +272,3 @@ def _ours(name: str) -> Path | None:
     """The notebook of that name among the project's, if there is one, and a project."""
     notebooks = runs_folder().resolve().parent / "notebooks"
     return next((path for path in notebooks.glob("*.ipynb") if name in (path.name, path.stem)), None)
-
-
-def _lines(node: yaml.Node | None, where: str = "") -> Any:
-    """(field, line) of every field below `node`."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here = f"{where}.{key.value}" if where else str(key.value)
-            yield here, key.start_mark.line + 1
-            yield from _lines(value, here)
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            yield f"{where}[{i}]", value.start_mark.line + 1
-            yield from _lines(value, f"{where}[{i}]")

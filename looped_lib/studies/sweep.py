@@ -77,7 +77,7 @@ def _cluster(address: str | None) -> AbstractContextManager:
 def main(arguments: list[str]) -> int:
     """Run a study under a live table; returns the exit status: 0 if all is done, else SOME_FAILED."""
     parser = argparse.ArgumentParser(prog="looped-lib sweep", description="Run a study")
-    parser.add_argument("study", help=f"a .yaml or .py file, or one of {', '.join(shipped())}")
+    parser.add_argument("study", help=f"a .yaml file, a .py file (a program that runs as you), or one of {', '.join(shipped())}")
     parser.add_argument("--size", default="cpu", choices=PRESETS)
     parser.add_argument("--folder", type=Path, help="of the runs; default: runs/STUDY/SIZE")
     parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than the study's")

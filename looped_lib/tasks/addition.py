@@ -8,21 +8,24 @@ training loop only indexes them. Problems come from a seed (`generate_problems`)
 The loss counts what follows `=`: the space, the reversed sum and EOS.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from looped_lib.core.files import write_jsonl
+from looped_lib.core.checks import shown
+from looped_lib.core.files import read_jsonl, write_jsonl
 
 CHARACTERS = "0123456789+= Ʌ§"
 PLUS, EQUALS, SPACE, PAD, EOS = (CHARACTERS.index(c) for c in "+= Ʌ§")
+LONGEST = 1000  # digits of a number in a file
 IGNORE = -100  # torch's ignore_index: positions outside the loss
 
 Digits = Int[np.ndarray, "problem digit"]
@@ -122,13 +125,7 @@ def from_digits(a: Digits, b: Digits) -> Problems:
 
 def load_jsonl(path: str | Path, limit: int | None = None) -> Problems:
     """Problems from a file in the public format. A bad line is a ValueError with file, line number and reason."""
-    texts = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if limit is not None and len(texts) == limit:
-                break
-            if line.strip():
-                texts.append(_parse(line, f"{path}, line {number}"))
+    texts = [_parse(record, where) for where, record in islice(read_jsonl(path), limit)]
     if not texts:
         raise ValueError(f"{path}: no problems in the file")
     return from_texts(*zip(*texts, strict=True))
@@ -186,22 +183,20 @@ def _records(a: Digits, b: Digits) -> Iterator[dict[str, int | str]]:
         yield {"num1": x, "num2": y, "sum": x + y, "expression": f"{x} + {y}", "answer": x + y}
 
 
-def _parse(line: str, where: str) -> tuple[str, str]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{where}: not JSON ({e})") from None
+def _parse(record: Any, where: str) -> tuple[str, str]:
     if not isinstance(record, dict):
         raise ValueError(f"{where}: must be an object with num1, num2 and answer, got {type(record).__name__}")
     for name in ("num1", "num2", "answer"):
         value = record.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ValueError(f"{where}: {name} must be a whole number of at least 0, got {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 10**LONGEST:
+            raise ValueError(
+                f"{where}: {name} must be a whole number of at least 0 and {LONGEST} digits at most, got {shown(value)}"
+            )
     a, b, answer = record["num1"], record["num2"], record["answer"]
     for name in ("answer", "sum"):
-        if record.get(name, answer) != a + b:
-            raise ValueError(f"{where}: {name} is {record[name]}, but {a} + {b} = {a + b}")
+        if record.get(name, answer) != a + b or isinstance(record.get(name), bool):
+            raise ValueError(f"{where}: {name} is {shown(record[name])}, but {a} + {b} = {a + b}")
     expression = record.get("expression", f"{a} + {b}")
     if str(expression).replace(" ", "") != f"{a}+{b}":
-        raise ValueError(f"{where}: expression {expression!r} is not {a} + {b}")
+        raise ValueError(f"{where}: expression {shown(expression)} is not {a} + {b}")
     return f"{a}+{b}=", " " + str(answer)[::-1]

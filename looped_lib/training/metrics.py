@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from looped_lib.core.files import replacing
+from looped_lib.core.files import naming, parse_json, replacing
 
 
 class MetricsLog:
@@ -28,7 +28,7 @@ class MetricsLog:
         self.summary: dict[str, Any] = {}
         self.seconds = 0.0
         if write and (kept := keep_until(path, step)):
-            self.seconds = kept[-1]["seconds"]
+            self.seconds = kept[-1].get("seconds", 0.0)
 
     def add(self, step: int, values: dict[str, Tensor | float]) -> None:
         """Remember what step number `step` (counted from 0) reported."""
@@ -68,7 +68,7 @@ def _table(values: list[dict[str, Tensor | float]], names: list[str]) -> Tensor:
 
 def append(path: Path, line: dict[str, float]) -> None:
     """Add one line to a metrics file."""
-    with open(path, "a", encoding="utf-8") as file:
+    with naming(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
@@ -84,11 +84,14 @@ def keep_until(path: Path, step: int) -> list[dict[str, float]]:
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The lines of a metrics file. A last line cut short by a kill is left out; any other bad line is a ValueError."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line break is a half-written line
-    out = []
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break is a half-written line
+    out: list[dict[str, float]] = []
     for number, line in enumerate(lines, start=1):
-        try:
-            out.append(json.loads(line))
-        except json.JSONDecodeError as e:
-            raise ValueError(f"{path}, line {number}: not JSON ({e}); delete the line or the file") from None
+        where, remedy = f"{path}, line {number}", "delete the line or the file"
+        values = parse_json(line, where, remedy)
+        if not isinstance(values, dict) or not all(type(value) in (int, float) for value in values.values()):
+            raise ValueError(f"{where}: must be an object of numbers; {remedy}")
+        if type(values.get("step")) is not int or values["step"] <= (out[-1]["step"] if out else 0):
+            raise ValueError(f"{where}: step must be a whole number above that of the line before; {remedy}")
+        out.append(values)
     return out

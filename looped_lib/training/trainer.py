@@ -15,7 +15,6 @@ Nothing in a step waits for the device: losses stay tensors until the line in me
 import argparse
 import math
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from looped_lib.config import ConfigError, DataConfig, ExperimentConfig, TrainingConfig, from_dict, to_dict
+from looped_lib.config import ConfigError, DataConfig, ExperimentConfig, TrainingConfig, differences, from_dict, to_dict
 from looped_lib.core.errors import work
 from looped_lib.core.files import holding, read_json, write_json
 from looped_lib.models.looped import LoopedTransformer
@@ -88,7 +87,7 @@ class Trainer:
                 f"TrainingConfig.batch_size must be a multiple of processes x accumulation ({self.world} x {c.accumulation}), "
                 f"got {c.batch_size}"
             )
-        _claim(run_dir, config, self.processes)
+        check_folder(run_dir, config)
         keep_freed_memory()
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = c.precision == "tf32"
         self.problems = load_problems(config.data)[0].to(self.device)
@@ -97,6 +96,8 @@ class Trainer:
                 f"ModelConfig.max_len must be at least {self.problems.inputs.shape[1]}, the longest problem in the data, "
                 f"got {config.model.max_len}"
             )
+        if self.processes.first and not (run_dir / "config.json").exists():  # not before all is known to be right
+            write_json(run_dir / "config.json", to_dict(config))
         torch.manual_seed(config.seed)
         self.model = LoopedTransformer(config.model).to(self.device)
         self.optimizer = torch.optim.AdamW(
@@ -261,16 +262,16 @@ def load_model(run_dir: str | Path) -> LoopedTransformer:
     return model.eval()
 
 
-def _claim(run_dir: Path, config: ExperimentConfig, processes: Processes) -> None:
-    """Write config.json into a new run folder, or check that it belongs to this config."""
+def check_folder(run_dir: Path, config: ExperimentConfig) -> None:
+    """ConfigError if `run_dir` holds a run of another config."""
     path = run_dir / "config.json"
-    if path.exists():
-        theirs = from_dict(ExperimentConfig, read_json(path), str(path))  # a field younger than the file has its default
-        if theirs != config:
-            changed = [f.name for f in fields(config) if getattr(theirs, f.name) != getattr(config, f.name)]
-            raise ConfigError(f"{path} belongs to another experiment (it differs in {', '.join(changed)}); use a new folder")
-    elif processes.first:
-        write_json(path, to_dict(config))
+    if not path.exists():
+        return
+    theirs = from_dict(ExperimentConfig, read_json(path), str(path))  # a field younger than the file has its default
+    if theirs != config:
+        raise ConfigError(
+            f"{path} belongs to another experiment ({differences(theirs, config)}): give another folder, or delete {run_dir}"
+        )
 
 
 def _mix(*words: int) -> int:

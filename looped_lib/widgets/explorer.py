@@ -56,9 +56,18 @@ def find_runs(root: str | Path | None = None) -> dict[str, Path]:
     Those with a checkpoint come first: records of runs on other machines have none.
     """
     root = (runs_folder() if root is None else Path(root)).resolve()
-    folders = [path.parent for path in root.rglob("config.json") if "training" in read_json(path)]  # other models have one too
+    folders = [path.parent for path in root.rglob("config.json") if _is_of_a_run(path)]
     folders.sort(key=lambda folder: (not any(folder.glob("checkpoints/step_*")), folder))
     return {folder.name if folder == root else folder.relative_to(root).as_posix(): folder for folder in folders}
+
+
+def _is_of_a_run(config: Path) -> bool:
+    """Whether a config.json is a run's, not another model's. A damaged one counts, so that opening it says what is wrong."""
+    try:
+        values = read_json(config)
+    except (OSError, ValueError):
+        return True
+    return isinstance(values, dict) and "training" in values
 
 
 def open_run(folder: Path, name: str) -> Run:
@@ -71,10 +80,10 @@ def open_run(folder: Path, name: str) -> Run:
     path = folder / "result.json"
     measured = {}
     if path.exists():
-        result = read_json(path)
+        result = read_json(path, f"delete {path} to measure again")
         try:
             measured = {"depths": np.array(result["depths"], int), "accuracy": np.array(result["accuracy"], float)}
-        except (KeyError, TypeError) as e:
+        except (KeyError, TypeError, ValueError) as e:
             raise ValueError(f"{path} has no depths and accuracy ({e}); delete it to measure again") from None
     return Run(name, model, config.model.max_len, _held_out(config.data), **measured)
 

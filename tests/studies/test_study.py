@@ -93,7 +93,14 @@ def test_names_are_one_to_one(write):
         ("max_depth: 9", "norm_type: RMSNorm", "line 3: set.norm_type: the grid varies it"),
         ("set: {max_depth: 3}", "set: {norm_type: RMSNorm}", "line 11: sizes.smoke.set.norm_type: the grid varies it"),
         ("max_depth: 9", "max_depth: 2001-02-30", "day is out of range"),
-        ("stands", "sta\0nds", "line 1: character 0x0 does not belong"),
+        ("stands", "sta\0nds", "line 1: character 0x0 is not allowed"),
+        ("about: Where", "about: &a Where", "line 1: anchors and aliases .* are not allowed: write the value out"),
+        ("max_depth: 9", "max_depth: *a", "line 3: anchors and aliases"),
+        ("seeds: [0, 4]", f"seeds: {'[' * 3000}", "line 9: nested more than 8 deep"),
+        ("seeds: [0, 4]", "seeds: !!set {0}", "line 9: tags such as tag:yaml.org,2002:set are not allowed"),
+        ("seeds: [0, 4]", f"seeds: {list(range(4000))}", "line 4: grid: has 12000 runs, more than 10000"),
+        ("seeds: [0, 4]", f"seeds: {list(range(40000))}", "bytes, more than a study's 100000"),
+        ("notebook: 01_norm_placement", "notebook: mine.yaml", "line 2: notebook: .*mine.yaml is not a notebook"),
         ("pre_norm, post_norm", f"{'x' * 300}, post_norm", "line 4: grid: the name of a run has more than 255 letters: norm_pl"),
     ],
 )
@@ -132,6 +139,17 @@ def test_given_seeds_are_checked_as_the_studys_are(write):
         load(write(GOOD)).check_configs("cpu", [-1])
 
 
+def test_a_study_is_not_named_so_that_its_runs_lie_elsewhere(write):
+    with pytest.raises(StudyError, match=r"a study is named after its file, and '\.\.' cannot name a folder"):
+        load(write(GOOD, "...yaml"))
+
+
+def test_a_notebook_that_cannot_be_read_is_named_and_not_quoted(write, tmp_path):
+    (tmp_path / "mine.ipynb").write_text("a secret")
+    with pytest.raises(StudyError, match=r"line 2: notebook: .*mine.ipynb cannot be read \(NotJSONError\)$"):
+        load(write(GOOD.replace("01_norm_placement", "mine.ipynb")))
+
+
 def test_a_file_that_is_no_text_is_one_line(tmp_path):
     (tmp_path / "s.yaml").write_bytes(b"about: a\nnotebook: \xff\n")
     with pytest.raises(StudyError, match="s.yaml, line 2: must be UTF-8, byte 0xff is not"):
@@ -141,6 +159,9 @@ def test_a_file_that_is_no_text_is_one_line(tmp_path):
 def test_a_value_that_the_configs_refuse_is_found_before_anything_runs(write):
     study = load(write(GOOD.replace("pre_norm, post_norm", "prenorm, post_norm")))
     with pytest.raises(StudyError, match="run norm_placement=prenorm,.*norm_placement must be one of pre_norm"):
+        study.check_configs("cpu")
+    study = load(write(GOOD.replace("max_depth: 9", "max_depth: -5")))
+    with pytest.raises(StudyError, match="mine.yaml, run norm_.*: max_depth must be a whole number from 1 to 1000000, got -5"):
         study.check_configs("cpu")
     with pytest.raises(StudyError, match="size must be one of smoke, cpu, paper, got 'big'"):
         study.check_configs("big")

@@ -47,7 +47,11 @@ def test_files_and_operands_give_the_same_tensors(tmp_path):
         ("[1, 2]", "must be an object"),
         (json.dumps({**GOOD, "answer": 6913}), "answer is 6913, but 1234 \\+ 5678 = 6912"),
         (json.dumps({**GOOD, "sum": 1}), "sum is 1, but"),
-        (json.dumps({**GOOD, "num1": -1}), "num1 must be a whole number of at least 0, got -1"),
+        (json.dumps({**GOOD, "num1": -1}), "num1 must be a whole number of at least 0 and 1000 digits at most, got -1"),
+        (json.dumps({**GOOD, "num1": 10**1000}), "num1 must be a whole number .* 1000 digits at most, got 1000"),
+        ("[" * 100_000, "not JSON .nested too deeply"),
+        ('{"num1": ' + "9" * 5000 + "}", "not JSON .Exceeds the limit"),
+        ('{"num1": 1, "num1": 2}', "not JSON .'num1' is there twice: give it once"),
         (json.dumps({**GOOD, "num2": "5678"}), "num2 must be a whole number"),
         (json.dumps({k: v for k, v in GOOD.items() if k != "num2"}), "num2 must be .* got None"),
         (json.dumps({**GOOD, "expression": "1234 - 5678"}), "expression '1234 - 5678' is not 1234 \\+ 5678"),
@@ -58,6 +62,12 @@ def test_a_bad_line_names_file_line_and_reason(tmp_path, line, reason):
     path.write_text(f"{json.dumps(GOOD)}\n\n{line}\n")
     with pytest.raises(ValueError, match=f"bad.jsonl, line 3: {reason}"):
         load_jsonl(path)
+
+
+def test_a_line_that_is_not_utf_8_names_file_and_line(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(json.dumps(GOOD).encode() + b"\n\xff\n")
+    with pytest.raises(ValueError, match="x.jsonl, line 2: must be UTF-8, but byte 0 is 0xff"):
+        load_jsonl(tmp_path / "x.jsonl")
 
 
 def test_an_empty_file_is_refused(tmp_path):

@@ -176,7 +176,7 @@ def checkpoint(run):
 MISTAKES = {
     "no checkpoint": (lambda e, run: shutil.rmtree(run / "checkpoints"), "stars is finished, but its checkpoint is not there"),
     "half a config": (lambda e, run: cut(run / "config.json"), "config.json: not JSON"),
-    "half a result": (lambda e, run: cut(run / "result.json"), "result.json: not JSON .*delete it to measure again"),
+    "half a result": (lambda e, run: cut(run / "result.json"), "result.json: not JSON .*delete .*result.json to measure again"),
     "another result": (lambda e, run: (run / "result.json").write_text("{}"), "result.json has no depths and accuracy"),
     "unknown field": (lambda e, run: (run / "config.json").write_text('{"sead": 1}'), "has no field sead"),
     "half a checkpoint": (lambda e, run: cut(checkpoint(run) / "model.safetensors"), "model.safetensors is damaged"),

@@ -148,7 +148,7 @@ WRONG: dict[str, Callable[[], object]] = {
     "UpdatesConfig.decay_ratio must be at most 1 - warmup_ratio (0.4), got 0.5": lambda: UpdatesConfig(
         warmup_ratio=0.6, decay_ratio=0.5
     ),
-    "UpdatesConfig.betas must be two numbers in [0, 1)": lambda: UpdatesConfig(betas=(0.9,)),
+    "UpdatesConfig.betas must be 2 numbers in [0, 1)": lambda: UpdatesConfig(betas=(0.9,)),
     "UpdatesConfig.schedule must be one of 'warmup_stable_decay', 'cosine'": lambda: UpdatesConfig(schedule="linear"),
     "UpdatesConfig.precision must be one of 'fp32', 'bf16'": lambda: UpdatesConfig(precision="fp16"),
     "UpdatesConfig.attention must be one of 'sdpa'": lambda: UpdatesConfig(attention="flash"),
