@@ -5,6 +5,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STUDY ?= norms
 SIZE ?= cpu
+# JupyterLab refuses root unless told otherwise; reachable from this machine only, it is no more than what root has at hand anyway.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .PHONY: help tour test lab bench data sweep report
 
@@ -19,7 +21,7 @@ test: $(VENV)/.test-installed $(VENV)/.vllm-installed  ## lint and test
 	$(RUN) -m pytest
 
 lab: $(VENV)/.installed  ## JupyterLab, reachable from this machine only
-	$(VENV)/bin/jupyter lab --ip 127.0.0.1 --notebook-dir notebooks
+	$(VENV)/bin/jupyter lab --ip 127.0.0.1 $(AS_ROOT) --notebook-dir notebooks
 
 bench: $(VENV)/.installed  ## speed ratios into runs/bench/result.json
 	$(RUN) -m looped_lib bench

@@ -51,6 +51,8 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
             values[name] = from_dict(type_, values[name], where)
         elif name in values and get_origin(type_) in (tuple, dict):
             values[name] = _container(f"{prefix}{cls.__name__}.{name}", type_, values[name])
+        elif name in values and type_ is str and not isinstance(values[name], str):
+            raise ConfigError(f"{prefix}{cls.__name__}.{name} must be a text, got {checks.shown(values[name])}")
     try:
         return cls(**values)
     except ValueError as e:

@@ -6,7 +6,6 @@ result.json     what was measured, with config and provenance (see `experiment`)
 checkpoints/    weights (stay on the machine)
 """
 
-import math
 import platform
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from looped_lib.core.project import checkout, runs_folder
 from looped_lib.training.metrics import read_metrics
 
 PER_DEPTH = ("accuracy", "state_norm", "residual")
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)  # what files of another shape raise
 
 
 def read_config(run_dir: str | Path) -> ExperimentConfig:
@@ -88,7 +88,7 @@ def _collect(root: str | Path | None, name: str, read: Any) -> pd.DataFrame:
         try:
             table, config = read(path)
             table = table.assign(**flat(config))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:  # AttributeError: JSON, but of another shape
+        except _DAMAGED as e:
             warnings.warn(f"left out {path.parent}: {type(e).__name__}: {e}", stacklevel=3)
             continue
         study = path.parent.parent
@@ -100,8 +100,12 @@ def _collect(root: str | Path | None, name: str, read: Any) -> pd.DataFrame:
 
 def _per_depth(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     result = read_json(path)
-    table = pd.DataFrame({"depth": result["depths"], **{k: result[k] for k in PER_DEPTH}})
-    table["lenient"] = result.get("lenient", math.nan)
+    columns = {"depth": result["depths"], **{name: result[name] for name in PER_DEPTH}}
+    for name, values in columns.items():
+        kinds = (int,) if name == "depth" else (int, float, type(None))
+        if not isinstance(values, list) or not all(type(value) in kinds for value in values):
+            raise ValueError(f"{name} must be a list of numbers, one for each depth")
+    table = pd.DataFrame(columns)
     return table.assign(seconds=sum(result["seconds"].values())), result["config"]
 
 

@@ -5,9 +5,11 @@ the project's folder are cut short, so that a record speaks of no machine.
 """
 
 import argparse
+import os
 from pathlib import Path
+from typing import Any
 
-from looped_lib.core.files import replacing
+from looped_lib.core.files import read_json, replacing
 from looped_lib.core.project import DONE, RECORDED, find_root
 
 KEPT = ("config.json", "metrics.jsonl", "result.json", "digits.json", DONE)
@@ -17,7 +19,8 @@ LARGEST = 10 * 2**20  # bytes of a file
 def record(folder: str | Path, root: Path | None = None) -> list[Path]:
     """Record the finished runs (those with sweep.json) below `folder`, which lies in runs/; returns the files written.
 
-    ValueError if the folder is not one of runs/ or a file is too large to be committed; FileNotFoundError if nothing is finished.
+    ValueError if the folder is not one of runs/, if a run is of the size smoke, which learns nothing, or if a file is too large
+    to be committed; FileNotFoundError if nothing is finished.
     """
     root = root or find_root()
     folder, runs = Path(folder).resolve(), root / "runs"
@@ -26,6 +29,8 @@ def record(folder: str | Path, root: Path | None = None) -> list[Path]:
     finished = [path.parent for path in sorted(folder.rglob(DONE))]
     if not finished:
         raise FileNotFoundError(f"no finished run of a study (with a {DONE}) in {folder}")
+    if smoke := [run for run in finished if _size(run) == "smoke"]:
+        raise ValueError(f"{smoke[0]} is of the size smoke, which learns nothing: records are of the sizes cpu and paper")
     sources = [path for run in finished for path in sorted(run.rglob("*")) if path.name in KEPT]
     if large := [path for path in sources if path.stat().st_size > LARGEST]:
         size = large[0].stat().st_size
@@ -39,10 +44,17 @@ def record(folder: str | Path, root: Path | None = None) -> list[Path]:
     return written
 
 
+def _size(run: Path) -> Any:
+    done = read_json(run / DONE)
+    parameters = done.get("parameters") if isinstance(done, dict) else None
+    return parameters.get("preset") if isinstance(parameters, dict) else None
+
+
 def main(arguments: list[str]) -> None:
     """Record, and say how much it was."""
     parser = argparse.ArgumentParser(prog="looped-lib record", description="Copy small results into runs/recorded/")
     parser.add_argument("folders", nargs="+", type=Path)
     for folder in parser.parse_args(arguments).folders:
         written = record(folder)
-        print(f"{folder}: {len(written)} files, {sum(p.stat().st_size for p in written) / 2**20:.1f} MiB")
+        megabytes = sum(path.stat().st_size for path in written) / 2**20
+        print(f"{folder}: {len(written)} files, {megabytes:.1f} MiB, in {os.path.commonpath([path.parent for path in written])}")

@@ -17,7 +17,9 @@ def check_finished(study: Study, folder: Path, parameters: Parameters) -> None:
     """
     if not (folder / DONE).exists():
         return
-    done = read_json(folder / DONE)
+    done = read_json(folder / DONE, f"delete {folder} to run it anew")
+    if not isinstance(done, dict) or not isinstance(done.get("parameters"), dict) or "notebook" not in done:
+        raise StudyError(f"{folder / DONE} is damaged; delete {folder} to run it anew")
     if done["notebook"] != study.notebook.name:
         raise StudyError(f"{folder} is a finished run of {done['notebook']}, not of {study.notebook.name}: name the study anew")
     _check_same(folder, done["parameters"], parameters)

@@ -1,11 +1,13 @@
 """How a study stands, read from its folders alone: from any process, on any machine that sees them."""
 
+import math
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -18,7 +20,7 @@ from looped_lib.core.project import DONE, STARTED
 from looped_lib.runs.experiment import FIRST_DEPTH
 from looped_lib.studies.run import failure
 from looped_lib.studies.study import Parameters, Study
-from looped_lib.training.metrics import read_metrics
+from looped_lib.training.metrics import last_metrics
 
 ORDER = ["running", "failed", "done", "waiting"]
 COLUMNS = ["state", "progress", "seconds", "seconds_left", "held", "error"]
@@ -35,15 +37,40 @@ def states(study: Study, size: str, folder: str | Path, seeds: Sequence[int] | N
     held          the best variant's mean accuracy over the recorded depths from 4 on: how far it holds, in one number
     error         cell and error of a failed run
     """
-    rows = {}
-    for name, parameters in study.runs(size, seeds).items():
-        rows[name] = _state(study, Path(folder) / name, parameters)
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS).rename_axis("run")
-    table = table.astype(dict.fromkeys(["progress", "seconds", "seconds_left", "held"], float))
-    mean = table.loc[table["state"] == "done", "seconds"].mean()
-    unknown = table["state"].isin(["running", "waiting"]) & table["seconds_left"].isna()
-    table.loc[unknown, "seconds_left"] = (mean - table["seconds"].fillna(0)).clip(lower=0)
-    return table
+    return Progress(study, size, folder, seeds).states()
+
+
+class Progress:
+    """Reads `states` again and again: what cannot change, configs and finished runs, is read once, and of a log its last line."""
+
+    def __init__(self, study: Study, size: str, folder: str | Path, seeds: Sequence[int] | None = None):
+        self.folder, self.runs = Path(folder), study.runs(size, seeds)
+        self.steps = {name: _steps(study, parameters) for name, parameters in self.runs.items()}
+        self.done: dict[str, list[object]] = {}
+
+    def states(self) -> pd.DataFrame:
+        """See `states` above."""
+        rows = {name: self._state(name) for name in self.runs}
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS).rename_axis("run")
+        table = table.astype(dict.fromkeys(["progress", "seconds", "seconds_left", "held"], float))
+        mean = table.loc[table["state"] == "done", "seconds"].mean()
+        unknown = table["state"].isin(["running", "waiting"]) & table["seconds_left"].isna()
+        table.loc[unknown, "seconds_left"] = (mean - table["seconds"].fillna(0)).clip(lower=0)
+        return table
+
+    def _state(self, name: str) -> list[object]:
+        folder = self.folder / name
+        if (folder / DONE).exists():
+            if name not in self.done:
+                self.done[name] = ["done", 1.0, _of(folder / DONE, "seconds"), None, _held(folder), ""]
+            return self.done[name]
+        self.done.pop(name, None)
+        progress, left = _progress(folder, self.steps[name])
+        if held(folder):
+            return ["running", progress, _seconds(folder), left, None, ""]
+        if error := failure(folder):
+            return ["failed", progress, None, None, None, error]
+        return ["waiting", progress, None, None, None, ""]
 
 
 def seconds_left(table: pd.DataFrame) -> float:
@@ -72,15 +99,15 @@ def clock(seconds: float) -> str:
 @contextmanager
 def live_table(study: Study, size: str, folder: Path, seeds: Sequence[int] | None = None) -> Iterator[None]:
     """Show `states` while the block runs, as a live table; where there is no terminal, a line for each run once it has ended."""
-    console = Console(stderr=True)
+    console, progress = Console(stderr=True), Progress(study, size, folder, seeds)
     if console.is_terminal:
-        with Live(get_renderable=lambda: _render(states(study, size, folder, seeds), study, size, console), refresh_per_second=1):
+        with Live(get_renderable=lambda: _render(progress.states(), study, size, console), refresh_per_second=1):
             yield
         return
     over, said = threading.Event(), set()
 
     def tell() -> None:
-        for row in states(study, size, folder, seeds).itertuples():
+        for row in progress.states().itertuples():
             if row.state in ("done", "failed") and row.Index not in said:
                 said.add(row.Index)
                 print(f"{row.Index}: {row.state} {clock(row.seconds)}".rstrip(), file=sys.stderr, flush=True)
@@ -99,34 +126,33 @@ def live_table(study: Study, size: str, folder: Path, seeds: Sequence[int] | Non
     tell()
 
 
-def _state(study: Study, folder: Path, parameters: Parameters) -> list[object]:
-    if (folder / DONE).exists():
-        return ["done", 1.0, read_json(folder / DONE)["seconds"], None, _held(folder), ""]
-    progress, left = _progress(study, folder, parameters)
-    if held(folder):
-        return ["running", progress, _seconds(folder), left, None, ""]
-    if error := failure(folder):
-        return ["failed", progress, None, None, None, error]
-    return ["waiting", progress, None, None, None, ""]
+def _steps(study: Study, parameters: Parameters) -> dict[str, int]:
+    """Training steps by config of a run; nothing where it is not known what the notebook trains."""
+    return {name: config.training.steps for name, config in study.configs(parameters).items()}
 
 
-def _progress(study: Study, folder: Path, parameters: Parameters) -> tuple[float | None, float | None]:
+def _progress(folder: Path, steps: dict[str, int]) -> tuple[float | None, float | None]:
     """Share of the steps of all trainings of a run that is done, and the seconds left for the others."""
-    if not (configs := study.configs(parameters)):
+    if not steps:
         return None, None
-    logs = [log for name in configs if (log := folder / name / "metrics.jsonl").exists()]
-    last = [lines[-1] for log in logs if (lines := read_metrics(log))]  # the only line may be half written
-    done, steps = sum(line["step"] for line in last), sum(c.training.steps for c in configs.values())
-    left = sum(line["seconds"] for line in last) * (steps - done) / done if 0 < done < steps else None
-    return done / steps, left
+    last = [line for name in steps if (line := last_metrics(folder / name / "metrics.jsonl"))]
+    done, all_steps = sum(line["step"] for line in last), sum(steps.values())
+    left = sum(line.get("seconds", math.nan) for line in last) * (all_steps - done) / done if 0 < done < all_steps else None
+    return done / all_steps, left
 
 
 def _seconds(folder: Path) -> float | None:
-    """Since a run at work began, with those of its earlier attempts."""
-    if not (folder / STARTED).exists():
+    """Since a run at work began, with those of its earlier attempts; None where that is not recorded."""
+    before, at = _of(folder / STARTED, "before"), _of(folder / STARTED, "at")
+    return None if before is None or at is None else before + time.time() - at
+
+
+def _of(path: Path, field: str) -> Any:
+    """A field of a record; None where the file is missing or damaged: a table of many runs does without it."""
+    try:
+        return read_json(path)[field]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    started = read_json(folder / STARTED)
-    return started["before"] + time.time() - started["at"]
 
 
 def _held(folder: Path) -> float | None:

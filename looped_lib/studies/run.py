@@ -46,7 +46,11 @@ def failure(folder: Path) -> str:
         found = read_json(folder / FAILED)
     except FileNotFoundError:  # not asked before: a process that tries the run again may take the file away in between
         return ""
-    return found["error"] if found["cell"] is None else f"cell {found['cell']}: {found['error']}"
+    except ValueError as e:
+        return str(e)
+    if not isinstance(found, dict) or not isinstance(found.get("error"), str):
+        return f"{folder / FAILED} does not say what failed"
+    return found["error"] if found.get("cell") is None else f"cell {found['cell']}: {found['error']}"
 
 
 def _recorded_seconds(folder: Path) -> float:

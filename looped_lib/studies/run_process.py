@@ -9,9 +9,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import joblib
 
+from looped_lib.core.errors import mendable
 from looped_lib.core.files import Busy, holding, write_json
 from looped_lib.core.project import DONE, FAILED, LOG
 from looped_lib.studies import gpus
@@ -25,7 +27,7 @@ _running: set[subprocess.Popen] = set()  # of this process
 def start(notebook: Path, folder: Path, parameters: Parameters, retry: bool, jobs: int) -> str:
     """One run in a new process, of `jobs` on this machine; returns when it has ended, which its folder then tells how.
 
-    What is returned is why it could not even be started, or nothing. An interrupt of this process (Ctrl-C) does not reach it.
+    What is returned is what its folder cannot tell, or nothing. An interrupt of this process (Ctrl-C) does not reach it.
     """
     command = [sys.executable, "-m", "looped_lib", "_run", str(notebook), str(folder), json.dumps(parameters)]
     command += ["--retry"] * retry
@@ -37,19 +39,26 @@ def start(notebook: Path, folder: Path, parameters: Parameters, retry: bool, job
                 return ""
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
             _running.add(process)
-        ended = process.wait()
-        _running.discard(process)
+    except OSError as e:
+        return f"could not be started: {mendable(e) or e}"
+    ended = process.wait()
+    _running.discard(process)
+    try:
         if ended and not _interrupted.is_set():
             _record_death(folder, ended)
     except OSError as e:
-        return f"could not be started: {e}"
+        return f"its process ended, and that could not be recorded: {mendable(e) or e}"
     return ""
 
 
 @contextmanager
 def ending_with_this() -> Iterator[None]:
-    """If the block is interrupted, all runs that it has started end with it. They count as not run, not as failed."""
+    """If the block is interrupted, by Ctrl-C or a polite kill (SIGTERM), all runs that it has started end with it.
+
+    They count as not run, not as failed.
+    """
     _interrupted.clear()
+    before = signal.signal(signal.SIGTERM, _interrupt) if threading.current_thread() is threading.main_thread() else None
     try:
         yield
     except KeyboardInterrupt:
@@ -61,6 +70,13 @@ def ending_with_this() -> Iterator[None]:
         for process in ending:
             process.wait()
         raise
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _record_death(folder: Path, ended: int) -> None:

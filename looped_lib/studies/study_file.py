@@ -73,7 +73,11 @@ def _values(loader: _Loader, node: yaml.Node | None, where: str, lines: dict[str
     if node is not None and not isinstance(node, yaml.ScalarNode):
         raise _wrong(node, f"tags such as {node.tag} are not allowed")
     try:
-        return None if node is None else loader.construct_object(node)
+        value = None if node is None else loader.construct_object(node)
+        str(value).encode()
+        return value
+    except UnicodeEncodeError:
+        raise _wrong(node, f"{where}: has characters that UTF-8 cannot write") from None
     except ValueError as e:  # a date that does not exist, a number of thousands of digits
         raise _wrong(node, f"{where}: {e}") from None
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load, save_file
-from torch import Tensor
+from safetensors.torch import load
+from safetensors.torch import save as dump
+from torch import Tensor, nn
 
 from looped_lib.core.files import replacing_folder
 
@@ -43,8 +44,9 @@ def save(folder: Path, step: int, weights: dict[str, Tensor], training: dict[str
     sums = {}
     with replacing_folder(target) as partial:
         for name, tensors in (("model.safetensors", weights), ("training.safetensors", training)):
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / name)
-            sums[name] = _sha256((partial / name).read_bytes())
+            blob = dump({k: v.detach().cpu().contiguous() for k, v in tensors.items()})  # written here, a full disk is an OSError
+            (partial / name).write_bytes(blob)
+            sums[name] = _sha256(blob)
         (partial / "state.json").write_text(json.dumps({**state, "step": step, "sha256": sums}, indent=1))
     keep_newest(folder, KEEP)
     return target
@@ -80,6 +82,17 @@ def read(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path / name} is damaged: its checksum is not the one in state.json; {remedy}")
         tensors.append(load(blob))
     return Checkpoint(state["step"], tensors[0], tensors[1], state)
+
+
+def load_weights(model: nn.Module, found: Checkpoint) -> None:
+    """Give a model the weights of a checkpoint. CheckpointError if they are of other names or sizes."""
+    try:
+        model.load_state_dict(found.weights)
+    except RuntimeError as e:
+        reason = str(e).splitlines()[-1].strip()
+        raise CheckpointError(
+            f"the checkpoint of step {found.step} holds weights of another config ({reason}): delete it"
+        ) from None
 
 
 def _steps(folder: Path) -> list[Path]:

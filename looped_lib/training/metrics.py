@@ -5,6 +5,7 @@ Values stay tensors until a line is due, so that logging never makes a training 
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from looped_lib.core.files import naming, parse_json, replacing
+
+LONGEST_LINE = 4096  # bytes
 
 
 class MetricsLog:
@@ -95,3 +98,15 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
             raise ValueError(f"{where}: step must be a whole number above that of the line before; {remedy}")
         out.append(values)
     return out
+
+
+def last_metrics(path: Path) -> dict[str, float]:
+    """The last whole line of a metrics file, without reading the others; nothing if there is none, or it is damaged."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST_LINE))
+            lines = file.read().split(b"\n")[:-1]
+        values = parse_json(lines[-1], str(path)) if lines else {}
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) and type(values.get("step")) is int else {}

@@ -25,10 +25,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from looped_lib.config import ConfigError, DataConfig, ExperimentConfig, TrainingConfig, differences, from_dict, to_dict
+from looped_lib.core import checks
 from looped_lib.core.errors import work
 from looped_lib.core.files import holding, read_json, write_json
 from looped_lib.models.looped import LoopedTransformer
-from looped_lib.tasks.addition import IGNORE, Problems, generate_problems, load_jsonl
+from looped_lib.tasks.addition import CHARACTERS, IGNORE, Problems, generate_problems, load_jsonl
 from looped_lib.training import checkpoints
 from looped_lib.training.batches import Batches
 from looped_lib.training.carry import Carry
@@ -96,6 +97,8 @@ class Trainer:
                 f"ModelConfig.max_len must be at least {self.problems.inputs.shape[1]}, the longest problem in the data, "
                 f"got {config.model.max_len}"
             )
+        if config.model.vocab_size < len(CHARACTERS):
+            checks.fail(config.model, "vocab_size", f"at least {len(CHARACTERS)}, the characters of addition")
         if self.processes.first and not (run_dir / "config.json").exists():  # not before all is known to be right
             write_json(run_dir / "config.json", to_dict(config))
         torch.manual_seed(config.seed)
@@ -232,7 +235,7 @@ class Trainer:
             return
         if (self.config.carry.share or self.config.penalty.persistent) and found.state["world_size"] != self.world:
             raise ConfigError(f"{self.run_dir} was saved by {found.state['world_size']} processes; resume with as many")
-        self.model.load_state_dict(found.weights)
+        checkpoints.load_weights(self.model, found)
         for name, p in self.model.named_parameters():
             if state := self.restored(found, f"adamw.{name}."):
                 self.optimizer.state[p] = state
@@ -258,7 +261,7 @@ def load_model(run_dir: str | Path) -> LoopedTransformer:
         raise FileNotFoundError(f"{run_dir} has no checkpoint: train it first, or give the folder of a run (runs/<study>/<run>)")
     config = from_dict(ExperimentConfig, found.state["config"], str(run_dir))
     model = LoopedTransformer(config.model)
-    model.load_state_dict(found.weights)
+    checkpoints.load_weights(model, found)
     return model.eval()
 
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
+import psutil
 from IPython.display import display
 from pandas.io.formats.style import Styler
 
 from looped_lib.core.files import Busy, held
 from looped_lib.core.project import LOG
-from looped_lib.studies.progress import clock, states, summary
+from looped_lib.studies.progress import Progress, clock, summary
 from looped_lib.studies.study import Study
 from looped_lib.studies.sweep import SOME_FAILED
 
@@ -30,12 +31,13 @@ def run_and_watch(
     a row of the table).
     """
     folder = Path(folder).resolve()
-    shown = display(show(states(study, size, folder, seeds)), display_id=True)
+    progress = Progress(study, size, folder, seeds)
+    shown = display(show(progress.states()), display_id=True)
 
     def watch_while(at_work: Callable[[], bool]) -> None:
         while at_work():
             time.sleep(LOOK_EVERY)
-            shown.update(show(states(study, size, folder, seeds)))
+            shown.update(show(progress.states()))
 
     while True:
         watch_while(lambda: held(folder))
@@ -45,7 +47,7 @@ def run_and_watch(
             break
     if process.returncode not in (0, SOME_FAILED):
         raise RuntimeError((folder / LOG).read_text(encoding="utf-8")[-2000:])
-    table = states(study, size, folder, seeds)
+    table = progress.states()
     shown.update(show(table))
     return table
 
@@ -70,7 +72,22 @@ def start(
     command += ["--retry"] * retry + (["--seeds", *map(str, seeds)] if seeds else [])
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOG, "a") as log:  # another sweep may still write there
-        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    return process
+
+
+def stop(folder: str | Path) -> None:
+    """End the sweep that is at work in `folder`, from any kernel or process, and its runs; returns once it has ended.
+
+    They count as not run: `run_and_watch` goes on with them.
+    """
+    folder = Path(folder).resolve()
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if words[1:4] == ["-m", "looped_lib", "sweep"] and str(folder) in words:
+            process.terminate()
+    while held(folder):
+        time.sleep(0.1)
 
 
 def show(table: pd.DataFrame) -> Styler:

@@ -1,5 +1,6 @@
 """A folder is held by one process at a time, and let go when that process ends, however it ends."""
 
+import errno
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 
 import pytest
 
+from looped_lib.core import files
 from looped_lib.core.files import Busy, held, holding
 from looped_lib.runs.experiment import run_experiment
 from looped_lib.studies.paper import base
@@ -45,3 +47,25 @@ def test_a_run_is_not_trained_by_two_at_once(tmp_path, other, monkeypatch):
     other.kill()
     other.wait()
     assert run_experiment(base("smoke"), tmp_path, max_depth=4, progress=False)["depths"][-1] == 4
+
+
+def test_without_locks_on_a_file_system_work_goes_on_with_a_warning(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with pytest.warns(UserWarning, match=f"{tmp_path}: no locks on this file system"), holding(tmp_path):
+        assert not held(tmp_path)
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    files.write_json(path, 1)
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        files.write_json(path, 2)
+    assert error.value.filename == str(path) and files.read_json(path) == 1 and list(tmp_path.iterdir()) == [path]

@@ -41,9 +41,7 @@ def test_a_run_from_before_a_field_existed_is_the_run_of_its_default(tmp_path, m
         del of_model["injection"], of_model["initial_state"]
         write_json(tmp_path / name, old)
     train(config, tmp_path, progress=False)  # the folder is still this experiment's
-    with pytest.raises(
-        ConfigError, match="another experiment .model.injection 'none' there, 'add' here.: give another folder, or delete"
-    ):
+    with pytest.raises(ConfigError, match="another experiment .model.injection 'none' there, 'add' here.: give"):
         train(replace(config, model=replace(config.model, injection="add")), tmp_path, progress=False)
     monkeypatch.setattr(experiment, "train", lambda *a: pytest.fail("trained again"))
     assert run_experiment(config, tmp_path, max_depth=3)["accuracy"] == expected["accuracy"]

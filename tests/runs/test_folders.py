@@ -3,13 +3,15 @@
 import json
 import shutil
 
+import nbformat
 import pytest
 
-from looped_lib.core import files
+from looped_lib.core import files, project
 from looped_lib.core.project import find_root
 from looped_lib.runs import folders
 from looped_lib.runs.experiment import run_experiment
 from looped_lib.studies.paper import base, norm_study
+from looped_lib.studies.study import load
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +98,29 @@ def test_root_is_found_from_anywhere(tmp_path, monkeypatch):
 def test_provenance_names_versions_and_no_machine():
     p = folders.provenance()
     assert p["versions"]["torch"] and "/" not in json.dumps(p["device"])
+
+
+def test_without_git_there_is_no_commit_and_all_else(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    p = folders.provenance()
+    assert p["commit"] is None and p["changed_files"] is None and p["python"]
+
+
+def test_installed_without_a_checkout_runs_go_to_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "__file__", str(tmp_path / "lib" / "looped_lib" / "core" / "project.py"))
+    monkeypatch.chdir(tmp_path)
+    assert project.checkout() is None and project.runs_folder() == tmp_path / "runs"
+    with pytest.raises(FileNotFoundError, match="this needs the project's own files"):
+        find_root()
+    study = load(write_study(tmp_path))
+    assert study.notebook == tmp_path / "mine.ipynb" and study.configs(next(iter(study.runs("cpu").values()))) == {}
+    assert folders.provenance()["commit"] is None
+
+
+def write_study(folder):
+    parameters = 'preset: str = "cpu"\na: int = 0\nseed: int = 0\nout: str = ""'
+    cell = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), folder / "mine.ipynb")
+    (folder / "mine.yaml").write_text("about: a\nnotebook: mine.ipynb\ngrid: {a: [1, 2]}\n")
+    return folder / "mine.yaml"

@@ -197,7 +197,10 @@ def test_an_interrupt_stops_all_runs_and_fails_none(folder, moment):
     heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell has its background jobs ignore it
     process = subprocess.Popen(command, cwd=find_root(), start_new_session=True, stderr=subprocess.PIPE, text=True, **heard)
     until(lambda: len(list(runs.glob("*/sweep.log"))) == 2 if moment == "at once" else len(log(folder)) == 2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    if moment == "at once":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    else:
+        process.terminate()
     assert process.wait(60) == 130 and process.stderr.read().endswith("interrupted: the same command goes on from what is done\n")
     assert states(load(folder / "slow.yaml"), "cpu", runs)["state"].to_list() == ["waiting"] * 4
     assert not list(runs.glob("*/*failed.json*")) and len(list(runs.glob("*/sweep.log"))) == 2
