@@ -45,6 +45,10 @@ def test_what_cannot_be_recorded(study):
         record(root / "data", root)
     with pytest.raises(FileNotFoundError, match="no finished run of a study"):
         record(study / "seed=1", root)
+    write_json(study / "seed=0" / "sweep.json", {"notebook": "n", "parameters": {"preset": "smoke"}, "seconds": 1.0})
+    with pytest.raises(ValueError, match="seed=0 is of the size smoke, which learns nothing"):
+        record(study, root)
+    write_json(study / "seed=0" / "sweep.json", {"notebook": "n", "parameters": {"preset": "cpu"}, "seconds": 1.0})
     (study / "seed=0" / "v-seed0" / "metrics.jsonl").write_text(" " * (LARGEST + 1))
     with pytest.raises(ValueError, match="metrics.jsonl has 10 MiB: more than 10 are not recorded"):
         record(study, root)
