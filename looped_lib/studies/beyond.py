@@ -6,7 +6,7 @@ A value that cannot be meant is a ValueError that names the parameter.
 from dataclasses import replace
 from typing import get_args
 
-from looped_lib.config import CarryConfig, ExperimentConfig, InitialState, InjectionKind, PenaltyConfig
+from looped_lib.config import CarryConfig, InitialState, InjectionKind, PenaltyConfig
 from looped_lib.studies.sizes import Configs, base, loops, one_of
 
 RECIPES = ("random", "carry", "stars_carry", "inject", "inject_carry", "inject_penalty", "diagonal_noise")
@@ -57,7 +57,7 @@ def input_study(
         "random_start" * (initial_state == "random"),
         f"backprop{backprop_loops}" * (backprop_loops > 0),
         "per_sequence" * per_sequence,
-        _digits(digits, experiment),
+        f"{digits}digits" * (digits > 0),
     ]
     return {"-".join(filter(None, [*parts, f"seed{seed}"])): replace(experiment, model=model, training=training)}
 
@@ -65,8 +65,8 @@ def input_study(
 def recipe_study(preset: str, recipe: str, digits: int = 0, seed: int = 0) -> Configs:
     """One candidate for the cheapest training that holds the accuracy at every depth (see `recipes`)."""
     one_of("recipe", recipe, RECIPES)
-    experiment = recipes(preset, seed, digits)[recipe]
-    return {"-".join(filter(None, [recipe, _digits(digits, experiment), f"seed{seed}"])): experiment}
+    name = "-".join(filter(None, [recipe, f"{digits}digits" * (digits > 0), f"seed{seed}"]))
+    return {name: recipes(preset, seed, digits)[recipe]}
 
 
 def recipes(preset: str, seed: int = 0, digits: int = 0) -> Configs:
@@ -95,8 +95,3 @@ def recipes(preset: str, seed: int = 0, digits: int = 0) -> Configs:
         "inject_penalty": replace(inject, penalty=penalty),
         "diagonal_noise": next(iter(input_study(preset, "diagonal", "random", digits=digits, seed=seed).values())),
     }
-
-
-def _digits(digits: int, experiment: ExperimentConfig) -> str:
-    """What a run's name says of another number of digits, and of the steps that come with it (see `base`)."""
-    return f"{digits}digits-{experiment.training.steps}steps" if digits else ""
