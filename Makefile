@@ -6,6 +6,12 @@ RUN := $(VENV)/bin/python
 STUDY ?= norms
 SIZE ?= cpu
 
+# As looped_lib/core/quiet.py, for JupyterLab and its kernels.
+export DO_NOT_TRACK ?= 1
+export VLLM_NO_USAGE_STATS ?= 1
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+export HF_UPDATE_DOWNLOAD_COUNTS ?= 0
+
 .PHONY: help tour test lab bench data sweep report
 
 help:  ## list the targets
