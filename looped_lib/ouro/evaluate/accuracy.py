@@ -17,14 +17,14 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from looped_lib.core.files import read_json, write_json
 from looped_lib.core.project import find_root
 from looped_lib.models.looped import evaluating
+from looped_lib.ouro.evaluate.checkpoint import find_checkpoint
 from looped_lib.ouro.finetune.data import prompt_text
 from looped_lib.ouro.finetune.folder import MODEL
-from looped_lib.ouro.model.modeling import OuroForCausalLM
 from looped_lib.runs.folders import provenance
 from looped_lib.tasks.word_problems import final_answer
 
@@ -101,9 +101,10 @@ def measure(run_dir: str | Path, depths: Sequence[int], problems: int = 500, pro
     file = find_root() / "data" / "word_problems" / "test.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()][:problems]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = OuroForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+    checkpoint = find_checkpoint(str(folder))
+    model = checkpoint.model(torch.float32).to(device)
     with threadpool_limits(1):  # on matrices of a small model two threads mostly wait for each other
-        found = accuracy_by_depth(model, AutoTokenizer.from_pretrained(folder), rows, depths, progress=progress)
+        found = accuracy_by_depth(model, checkpoint.tokenizer(), rows, depths, progress=progress)
     write_json(path, {**asked, "accuracy": found.accuracy, "decoded": found.decoded, "provenance": provenance()})
     return found.accuracy
 
@@ -134,6 +135,7 @@ def _decode(
     out: Int[Tensor, "problem seq"] = model.generate(
         **batch,
         n_loops=depth,
+        exit_threshold=1.0,  # whatever the config says: T is T
         do_sample=False,
         max_new_tokens=room,
         eos_token_id=stops,

@@ -27,10 +27,11 @@ from looped_lib.core.checks import ConfigError
 from looped_lib.core.errors import run
 from looped_lib.core.files import read_json, write_json, write_jsonl
 from looped_lib.core.project import find_root
-from looped_lib.ouro.evaluate import checks, harness, worker
+from looped_lib.ouro.evaluate import checkpoint, checks, harness, worker
 from looped_lib.ouro.evaluate.accuracy import _decode, accuracy_by_depth
 from looped_lib.ouro.evaluate.cells import EvaluationConfig, cells, failures, headlines, record, results, samples
-from looped_lib.ouro.evaluate.checks import check, fingerprint
+from looped_lib.ouro.evaluate.checkpoint import fingerprint
+from looped_lib.ouro.evaluate.checks import check
 from looped_lib.ouro.evaluate.worker import Worker
 from looped_lib.ouro.finetune.plan import Machine
 from looped_lib.ouro.model.configuration import OuroConfig
@@ -242,7 +243,13 @@ def test_cells_measured_otherwise_are_not_mixed(evaluated, config, tmp_path):
 def test_the_command_prints_the_table_and_tells_mistakes_by_its_status(evaluated, config, tmp_path, capsys):
     write_json(tmp_path / "done.json", to_dict(replace(config, tasks=("gsm8k",), data={})))
     assert run(harness.main, [str(tmp_path / "done.json"), str(evaluated.out)]) == 1  # elsewhere did fail
-    assert "flexible-extract" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "flexible-extract" in said.out
+    assert "error: cells that failed: learned T=2 elsewhere, learned T=4 elsewhere (" in said.err.splitlines()[-1]
+    (tmp_path / "broken.json").write_text('{"depths": [1],}')
+    assert run(harness.main, [str(tmp_path / "broken.json"), str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "broken.json: not JSON" in said and "delete" not in said
     write_json(tmp_path / "wrong.json", {"depth": [1]})
     assert run(harness.main, [str(tmp_path / "wrong.json"), str(tmp_path / "out")]) == 2
     assert "wrong.json: EvaluationConfig has no field depth" in capsys.readouterr().err
@@ -285,10 +292,22 @@ def test_a_mistake_is_one_error_before_an_engine_starts(mistake, learned, tmp_pa
     "values, expected",
     [
         ({"backend": "vlm"}, "backend must be one of 'vllm', 'transformers'"),
-        ({"depths": (4, 0)}, "depths must be one or more different loop counts"),
-        ({"depths": (4, 4)}, "depths must be one or more different loop counts"),
-        ({"tasks": ()}, "tasks must be the names of one or more"),
+        ({"depths": (4, 0)}, "depths must be a list of one or more different loop counts"),
+        ({"depths": (4, 4)}, "depths must be a list of one or more different loop counts"),
+        ({"tasks": ()}, "tasks must be a list of the names of one or more"),
         ({"checkpoints": {"a/b": "x"}}, "checkpoints must be folders or names of the hub"),
+        ({"depths": 4}, "depths must be a list of one or more different loop counts of at least 1, got 4"),
+        ({"depths": ("4",)}, "depths must be a list"),
+        ({"engine": None}, "engine must be arguments of vllm.LLM by their names, got None"),
+        ({"tasks": 5}, "tasks must be a list of the names"),
+        ({"tasks": "gsm8k"}, "tasks must be a list of the names of one or more different tasks, got 'gsm8k'"),
+        ({"tasks": ("../../x",)}, r"tasks must be names, not paths .*got '../../x'"),
+        ({"tasks": ("a/b",)}, "tasks must be names, not paths"),
+        ({"checkpoints": ["a"]}, "checkpoints must be folders or names"),
+        ({"checkpoints": {"a": 5}}, "checkpoints must be folders or names"),
+        ({"data": "x"}, "data must be files or folders by the names of tasks, got 'x'"),
+        ({"task_folder": None}, "task_folder must be a text, got None"),
+        ({"system_prompt": 5}, "system_prompt must be a text, got 5"),
         ({"max_len": 100}, "max_len must be a whole number of at least 2049"),
         ({"data": {"mmlu": "x"}}, "data is by task, but mmlu is not among the tasks"),
         ({"engine": {"seed": 1}}, "engine may not have seed"),
@@ -320,7 +339,7 @@ def test_too_little_memory_says_how_much_is_needed_and_what_to_lower(tmp_path, m
     """Ouro-1.4B at 8 loops: 1.5 MiB of cache a token, 2.7 GiB of weights."""
     OuroConfig().save_pretrained(tmp_path / "base")
     TOKENIZER.save_pretrained(tmp_path / "base")
-    monkeypatch.setattr(checks, "fingerprint", lambda folder: "weights")
+    monkeypatch.setattr(checkpoint, "fingerprint", lambda folder: "weights")
     monkeypatch.setattr(checks, "_check_vllm", lambda: None)
 
     def refusal(gib: float, **changes) -> str:
