@@ -18,7 +18,6 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-import torch
 from learned_ouro import PROMPTS, ROWS, TOKENIZER, write_learned
 from transformers import AutoTokenizer, LlamaConfig
 
@@ -28,10 +27,11 @@ from looped_lib.core.errors import run
 from looped_lib.core.files import read_json, write_json, write_jsonl
 from looped_lib.core.project import find_root
 from looped_lib.ouro.evaluate import checkpoint, checks, harness, worker
-from looped_lib.ouro.evaluate.accuracy import _decode, accuracy_by_depth
+from looped_lib.ouro.evaluate.accuracy import accuracy_by_depth
 from looped_lib.ouro.evaluate.cells import EvaluationConfig, cells, failures, headlines, record, results, samples
 from looped_lib.ouro.evaluate.checkpoint import fingerprint
 from looped_lib.ouro.evaluate.checks import check
+from looped_lib.ouro.evaluate.drafts import greedy_texts
 from looped_lib.ouro.evaluate.worker import Worker
 from looped_lib.ouro.finetune.plan import Machine
 from looped_lib.ouro.model.configuration import OuroConfig
@@ -155,8 +155,8 @@ def test_it_equals_our_own_depth_evaluation_to_the_last_problem(evaluated, learn
         assert 0 < own.correct[:, column].sum() < len(ROWS)  # or the test would say little
         assert rows["question"].tolist() == PROMPTS and rows["target"].tolist() == [row["answer"] for row in ROWS]
         ids = [TOKENIZER(prompt).input_ids for prompt in PROMPTS]
-        with torch.inference_mode():
-            assert rows["answer"].tolist() == _decode(learned.model, TOKENIZER, ids, depth, ROOM)
+        texts = greedy_texts(learned.model, ids, [depth], ROOM, [TOKENIZER.eos_token_id, TOKENIZER.vocab["<|im_end|>"]])
+        assert rows["answer"].tolist() == [TOKENIZER.decode(text[depth], skip_special_tokens=True) for text in texts]
     assert table.groupby("problem")["right"].nunique().max() == 2  # some change with depth
 
 
