@@ -200,7 +200,7 @@ def test_workers_take_turns_and_say_when_they_die(tmp_path, capfd):
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
     """The file of results of a command that measures nothing, and finds vLLM."""
-    monkeypatch.setattr(command, "find_root", lambda: tmp_path)
+    monkeypatch.setattr(command, "runs_folder", lambda: tmp_path / "runs")
     monkeypatch.setattr(command, "find_spec", lambda name: name)
     monkeypatch.setattr(depth, "measure", lambda: {"depth_curve_vs_public": (321.5, "one, another")})
     monkeypatch.setattr(spectrum, "measure", lambda: {"spectrum_vs_dense": (30.0, "")})
