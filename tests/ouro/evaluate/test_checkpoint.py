@@ -10,8 +10,8 @@ from peft import PeftModel
 from tiny_ouro import tiny
 
 from looped_lib.core.checks import ConfigError
-from looped_lib.ouro.evaluate.accuracy import _decode
 from looped_lib.ouro.evaluate.checkpoint import find_checkpoint, fingerprint
+from looped_lib.ouro.evaluate.drafts import greedy_texts
 from looped_lib.ouro.model.modeling import OuroForCausalLM
 
 IDS = torch.arange(3, 15)[None]
@@ -65,4 +65,4 @@ def test_a_depth_is_that_depth_whatever_the_exit_threshold(threshold, tmp_path):
         assert not torch.allclose(raw(IDS, n_loops=6).logits, every_loop)
     prompts = [TOKENIZER(prompt).input_ids for prompt in PROMPTS[:2]]
     fixed = OuroForCausalLM.from_pretrained(base, early_exit_threshold=1.0).eval()
-    assert _decode(raw, TOKENIZER, prompts, 6, 8) == _decode(fixed, TOKENIZER, prompts, 6, 8)
+    assert greedy_texts(raw, prompts, [6], 8, [0]) == greedy_texts(fixed, prompts, [6], 8, [0])
