@@ -8,6 +8,12 @@ SIZE ?= cpu
 # JupyterLab refuses root unless told otherwise; reachable from this machine only, it is no more than what root has at hand anyway.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
+# As looped_lib/core/quiet.py, for JupyterLab and its kernels.
+export DO_NOT_TRACK ?= 1
+export VLLM_NO_USAGE_STATS ?= 1
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+export HF_UPDATE_DOWNLOAD_COUNTS ?= 0
+
 .PHONY: help tour test lab bench data sweep report
 
 help:  ## list the targets

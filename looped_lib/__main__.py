@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from looped_lib.core.errors import run
+from looped_lib.core.quiet import be_quiet
 
 COMMANDS = {
     "train": ("training.trainer", "train one experiment and measure nothing: CONFIG.json RUN_DIR"),
@@ -35,6 +36,7 @@ def overview() -> str:
 
 def main() -> int:
     """Run the command that the arguments name; returns its exit status."""
+    be_quiet()
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(f"{overview()}\n\n{__doc__}".rstrip())

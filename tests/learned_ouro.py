@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 
 from looped_lib.core.project import find_root
@@ -35,3 +36,15 @@ def write_learned(folder: Path) -> OuroForCausalLM:
     model.save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
     return model.eval()
+
+
+def write_adapter(folder: Path, base: Path | str, model: OuroForCausalLM, std: float = 0.1) -> Path:
+    """A random adapter, of what `model` is, that says it is of `base`."""
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+    for name, p in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(p, std=std)
+    adapted.peft_config["default"].base_model_name_or_path = str(base)
+    adapted.save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return folder

@@ -1,14 +1,14 @@
 """Speed ratios: looped-lib bench [NAME...]
 
 Prints a table and writes runs/bench/result.json as {name: ratio}. A run that measures only some names keeps the
-others of an earlier run. All on the CPU, but for vLLM, which runs where it was built for. About seven minutes on two cores.
+others of an earlier run. All on the CPU, but for vLLM, which runs where it was built for. About eight minutes on two cores.
 """
 
 import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from looped_lib.bench import depth, spectrum, train_step, vllm
+from looped_lib.bench import depth, spectrum, sweep, train_step, vllm
 from looped_lib.core.files import read_json, write_json
 from looped_lib.core.project import runs_folder
 
@@ -18,11 +18,14 @@ _TRAIN_STEP = (
     "train_step_vs_gemm_peak",
     "penalty_overhead",
 )
+_ANSWERS = ("generation_sweep_vs_separate", "generation_sweep_vs_separate_parting")
 _VLLM = ("vllm_vs_generate",)
 _MEASURES = {
     _TRAIN_STEP: lambda: train_step.measure(train_step.paper_step()),
     ("depth_curve_vs_public",): lambda: depth.measure(),
     ("spectrum_vs_dense",): lambda: spectrum.measure(),
+    _ANSWERS: lambda: sweep.measure_answers(),
+    ("likelihood_sweep_vs_separate",): lambda: sweep.measure_likelihoods(),
     _VLLM: lambda: vllm.measure(),
 }
 NAMES = tuple(name for group in _MEASURES for name in group)

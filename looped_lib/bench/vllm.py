@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from looped_lib.bench.worker import Calls, Worker, median_seconds
 from looped_lib.core.project import find_root
+from looped_lib.core.quiet import QUIET
 from looped_lib.ouro.evaluate.presets import write_random
 from looped_lib.ouro.finetune.data import prompt_text
 from looped_lib.ouro.finetune.presets import TRAINED_DEPTH
@@ -27,7 +28,7 @@ _ENGINE = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the process that is timed, and ends with it
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_NO_USAGE_STATS": "1",
+    **QUIET,
 }
 _BLOCK = 128  # tokens in a block of vLLM's cache, at most
 
@@ -91,7 +92,7 @@ def generate_calls(checkpoint: str, prompts: list[list[int]], new_tokens: int) -
     """`answer`: all prompts by transformers, as one batch."""
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = OuroForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).to(device).eval()
+    model = _fixed_depth(checkpoint).to(device)
     model.generation_config.eos_token_id = None  # or `generate` would fall back to it
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(device)
@@ -103,6 +104,11 @@ def generate_calls(checkpoint: str, prompts: list[list[int]], new_tokens: int) -
     return {"answer": answer}
 
 
+def _fixed_depth(checkpoint: str) -> OuroForCausalLM:
+    """The model, which takes all loops whatever its config says of the exit gate, as vLLM does."""
+    return OuroForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, early_exit_threshold=1.0).eval()
+
+
 def count_alike(checkpoint: str, prompts: list[list[int]], ours: list[list[int]], theirs: list[list[int]]) -> int:
     """How many answers are the same to the last token.
 
@@ -110,7 +116,7 @@ def count_alike(checkpoint: str, prompts: list[list[int]], ours: list[list[int]]
     cache or padding, is more than TIE below that of the likeliest. What follows a tie may differ, and is not compared.
     """
     parting = [answers for answers in zip(prompts, ours, theirs, strict=True) if answers[1] != answers[2]]
-    model = OuroForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval() if parting else None
+    model = _fixed_depth(checkpoint) if parting else None
     for prompt, one, other in parting:
         parts = next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
         with torch.inference_mode():

@@ -1,7 +1,6 @@
 """A run as its sweep sees it: a process of its own, and what became of it."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import joblib
 from looped_lib.core.errors import mendable
 from looped_lib.core.files import Busy, holding, write_json
 from looped_lib.core.project import DONE, FAILED, LOG
+from looped_lib.core.quiet import quiet_environment
 from looped_lib.studies import gpus
 from looped_lib.studies.study import Parameters
 
@@ -31,7 +31,7 @@ def start(notebook: Path, folder: Path, parameters: Parameters, retry: bool, job
     """
     command = [sys.executable, "-m", "looped_lib", "_run", str(notebook), str(folder), json.dumps(parameters)]
     command += ["--retry"] * retry
-    env = os.environ | {"OMP_NUM_THREADS": str(_cores(jobs)), "CUDA_VISIBLE_DEVICES": ",".join(gpus.visible())}
+    env = quiet_environment(OMP_NUM_THREADS=str(_cores(jobs)), CUDA_VISIBLE_DEVICES=",".join(gpus.visible()))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / LOG, "a") as log, _starting:  # "a": the process of a killed sweep may still write there

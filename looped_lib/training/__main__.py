@@ -1,9 +1,11 @@
 """torchrun --nproc_per_node 2 -m looped_lib.training CONFIG.json RUN_DIR: see `trainer`."""
 
 import sys
+from importlib import import_module
 
 from looped_lib.core.errors import run
-from looped_lib.training.trainer import main
+from looped_lib.core.quiet import be_quiet
 
 if __name__ == "__main__":
-    sys.exit(run(main, sys.argv[1:]))
+    be_quiet()
+    sys.exit(run(import_module("looped_lib.training.trainer").main, sys.argv[1:]))

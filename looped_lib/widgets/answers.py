@@ -33,7 +33,10 @@ def changing(table: pd.DataFrame) -> list[int]:
 
 
 def overview(table: pd.DataFrame, n: int = 5) -> Styler:
-    """Each model's answers by loop count, ✓ or ✗: of the first `n` problems that change with depth, or the first if none do."""
+    """Each model's answers by loop count, ✓, ✗ or – (not graded one by one): of the first `n` problems that change with depth.
+
+    If none do, of the first.
+    """
     chosen = table[table["problem"].isin((changing(table) or sorted(table["problem"].unique()))[:n])]
     cell = [f"{_grade(right)[0]} {_short(answer)}" for right, answer in zip(chosen["right"], chosen["answer"], strict=True)]
     question = [f"{problem}: {_tail(text)}" for problem, text in zip(chosen["problem"], chosen["question"], strict=True)]
@@ -41,7 +44,7 @@ def overview(table: pd.DataFrame, n: int = 5) -> Styler:
         index=["problem", "question", "target", "model"], columns="depth", values="cell"
     )
     grid = grid.droplevel("problem").rename(columns=lambda depth: f"T = {depth}").fillna("").rename_axis(columns=None)
-    styler = grid.style.map(lambda text: f"color:{_colour(text.startswith('✓'))}").format(escape="html")
+    styler = grid.style.map(lambda text: f"color:{_colour(text)}").format(escape="html")
     left = "text-align:left; vertical-align:top"
     styles = [{"selector": "td, th", "props": left}, {"selector": "td, .col_heading", "props": "white-space:nowrap"}]
     return styler.format_index(escape="html").set_table_styles(styles)
@@ -53,7 +56,7 @@ def page(table: pd.DataFrame, problem: int) -> str:
     first = rows.iloc[0]
     lines = [
         f'<tr><td style="{_CELL}">{html.escape(row.model)}</td><td style="{_CELL}">{row.depth}</td>'
-        f'<td style="{_CELL}; color:{_colour(row.right)}; white-space:nowrap">{_grade(row.right)}</td>'
+        f'<td style="{_CELL}; color:{_colour(_grade(row.right))}; white-space:nowrap">{_grade(row.right)}</td>'
         f'<td style="{_CELL}"><div style="{_BOX}">{html.escape(row.answer)}</div></td></tr>'
         for row in rows.itertuples()
     ]
@@ -102,12 +105,12 @@ class Browser(VBox):
             self.page.value = page(self._samples, self.problem.value)
 
 
-def _grade(right: float) -> str:
-    return "✓ right" if right else "✗ wrong"
+def _grade(right: float | None) -> str:
+    return "–" if pd.isna(right) else "✓ right" if right else "✗ wrong"
 
 
-def _colour(right: float) -> str:
-    return _RIGHT if right else _WRONG
+def _colour(grade: str) -> str:
+    return {"✓": _RIGHT, "✗": _WRONG}.get(grade[:1], "inherit")
 
 
 def _short(answer: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from looped_lib.bench import depth, public_form, spectrum, train_step, vllm
+from looped_lib.bench import depth, public_form, spectrum, sweep, train_step, vllm
 from looped_lib.bench import measure as command
 from looped_lib.bench.worker import Worker, median_seconds
 from looped_lib.config import ModelConfig
@@ -173,6 +173,15 @@ def test_vllm_and_generate_answer_alike(tiny_ouro):
     assert ratio > 0 and "3 of 3 answers alike" in said
 
 
+def test_a_sweep_and_separate_depths_agree(monkeypatch):
+    found = sweep.measure_answers(problems=2, depths=[1, 2], steps=3) | sweep.measure_likelihoods(problems=2, depths=[1, 2])
+    assert all(ratio > 0 for ratio, _ in found.values()) and set(command._ANSWERS) < set(found)
+    generated = sweep.generated
+    monkeypatch.setattr(sweep, "generated", lambda *asked: [[511, *text[1:]] for text in generated(*asked)])
+    with pytest.raises(RuntimeError, match="sweep and generate disagree at depth 1, by .* of a logit, at token 0"):
+        sweep.measure_answers(problems=2, depths=[1, 2], steps=0)
+
+
 def _calls(folder):
     return {name: (folder / name).touch for name in "ab"} | {"broken": lambda: 1 / 0, "where": lambda: os.environ["WHERE"]}
 
@@ -191,12 +200,14 @@ def test_workers_take_turns_and_say_when_they_die(tmp_path, capfd):
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
     """The file of results of a command that measures nothing, and finds vLLM."""
-    monkeypatch.setattr(command, "find_root", lambda: tmp_path)
+    monkeypatch.setattr(command, "runs_folder", lambda: tmp_path / "runs")
     monkeypatch.setattr(command, "find_spec", lambda name: name)
     monkeypatch.setattr(depth, "measure", lambda: {"depth_curve_vs_public": (321.5, "one, another")})
     monkeypatch.setattr(spectrum, "measure", lambda: {"spectrum_vs_dense": (30.0, "")})
+    monkeypatch.setattr(sweep, "measure_answers", lambda: dict.fromkeys(command._ANSWERS, (3.5, "")))
+    monkeypatch.setattr(sweep, "measure_likelihoods", lambda: {"likelihood_sweep_vs_separate": (8.0, "")})
     monkeypatch.setattr(vllm, "measure", lambda: {"vllm_vs_generate": (1.5, "")})
-    monkeypatch.setattr(train_step, "measure", lambda config: {n: (2.0, "") for n in command.NAMES[:-2]})
+    monkeypatch.setattr(train_step, "measure", lambda config: {n: (2.0, "") for n in command._TRAIN_STEP})
     return tmp_path / "runs" / "bench" / "result.json"
 
 

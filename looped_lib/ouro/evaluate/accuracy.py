@@ -1,9 +1,8 @@
 """Exact match of the final answer against loop count, by greedy decoding.
 
-A problem counts as solved at depth T if the \\boxed{} answer of the text decoded with T loops is the right one. Decoding every
-problem at every depth is slow, and mostly not needed: if, given the reference solution, every argmax at depth T is the next
-reference token, then greedy decoding writes exactly that solution (the proof is in `dynamics.depth`). One pass over the loops
-finds these for all depths; only the other pairs of problem and depth, where another text may still end well, are decoded.
+A problem counts as solved at depth T if the \\boxed{} answer of the text decoded with T loops is the right one. The reference
+solution is the draft of all depths (`drafts`): one pass over the loops finds the depths that write it, and how far the others do;
+only what these write instead is decoded.
 """
 
 import json
@@ -12,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from threadpoolctl import threadpool_limits
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from looped_lib.core.files import read_json, write_json
 from looped_lib.core.project import find_root
-from looped_lib.models.looped import evaluating
+from looped_lib.ouro.evaluate.checkpoint import find_checkpoint
+from looped_lib.ouro.evaluate.drafts import greedy_texts
 from looped_lib.ouro.finetune.data import prompt_text
 from looped_lib.ouro.finetune.folder import MODEL
 from looped_lib.ouro.model.modeling import OuroForCausalLM
@@ -41,7 +40,7 @@ class Depths:
     correct: Bool[Tensor, "problem depth"]
     """Solved or not."""
     decoded: int
-    """Pairs of problem and depth that had to be decoded."""
+    """Pairs of problem and depth that write something else than the reference solution."""
 
     @property
     def accuracy(self) -> list[float]:
@@ -50,7 +49,7 @@ class Depths:
 
 
 def accuracy_by_depth(
-    model: PreTrainedModel,
+    model: OuroForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[dict[str, str]],
     depths: Sequence[int],
@@ -65,25 +64,19 @@ def accuracy_by_depth(
     prompts = [tokenizer(prompt_text(tokenizer, r["problem"], system_prompt), add_special_tokens=False).input_ids for r in rows]
     ends = [tokenizer(r["solution"] + END_OF_TURN, add_special_tokens=False).input_ids for r in rows]
     order = sorted(range(len(rows)), key=lambda i: len(prompts[i]) + len(ends[i]))  # little padding
-    chunks = [order[i : i + at_once] for i in range(0, len(order), at_once)]
-    worth = torch.tensor([final_answer(row["solution"]) == row["answer"] for row in rows])  # of writing the reference solution
+    stops = {tokenizer.convert_tokens_to_ids(END_OF_TURN), tokenizer.eos_token_id}
     correct = torch.zeros(len(rows), len(depths), dtype=torch.bool)
     room, decoded = max(map(len, ends)) + ROOM, 0
-    with (
-        torch.inference_mode(),
-        evaluating(model),
-        tqdm(total=len(chunks) * len(depths), disable=not progress, unit="depth") as bar,
-    ):
-        for chunk in chunks:
-            right = _reference_is_greedy(model, [prompts[i] for i in chunk], [ends[i] for i in chunk], depths)
-            for d, depth in enumerate(depths):
-                open_ = [i for i, known in zip(chunk, right[:, d].tolist(), strict=True) if not known]
-                texts = _decode(model, tokenizer, [prompts[i] for i in open_], depth, room) if open_ else []
-                for i, text in zip(open_, texts, strict=True):
-                    correct[i, d] = final_answer(text) == rows[i]["answer"]
-                correct[chunk, d] |= right[:, d] & worth[chunk]
-                decoded += len(open_)
-                bar.update()
+    with tqdm(total=len(rows), disable=not progress, unit="problem") as bar:
+        for start in range(0, len(rows), at_once):
+            some = order[start : start + at_once]
+            drafts = [ends[i] for i in some]
+            found = greedy_texts(model, [prompts[i] for i in some], depths, room, stops, at_once, drafts)
+            for i, texts in zip(some, found, strict=True):
+                said = tokenizer.batch_decode(list(texts.values()), skip_special_tokens=True)
+                correct[i] = torch.tensor([final_answer(text) == rows[i]["answer"] for text in said])
+                decoded += sum(text != ends[i] for text in texts.values())
+            bar.update(len(some))
     return Depths(depths, correct, decoded)
 
 
@@ -101,42 +94,9 @@ def measure(run_dir: str | Path, depths: Sequence[int], problems: int = 500, pro
     file = find_root() / "data" / "word_problems" / "test.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()][:problems]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = OuroForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+    checkpoint = find_checkpoint(str(folder))
+    model = checkpoint.model(torch.float32).to(device)
     with threadpool_limits(1):  # on matrices of a small model two threads mostly wait for each other
-        found = accuracy_by_depth(model, AutoTokenizer.from_pretrained(folder), rows, depths, progress=progress)
+        found = accuracy_by_depth(model, checkpoint.tokenizer(), rows, depths, progress=progress)
     write_json(path, {**asked, "accuracy": found.accuracy, "decoded": found.decoded, "provenance": provenance()})
     return found.accuracy
-
-
-def _reference_is_greedy(
-    model: PreTrainedModel, prompts: list[list[int]], ends: list[list[int]], depths: list[int]
-) -> Bool[Tensor, "problem depth"]:
-    """Whether greedy decoding writes the reference solution, at every depth from one pass over the loops."""
-    device = model.device
-    ids = pad_sequence([torch.tensor(p + e) for p, e in zip(prompts, ends, strict=True)], batch_first=True).to(device)
-    prompt_len = torch.tensor([len(p) for p in prompts], device=device)[:, None]
-    whole_len = prompt_len + torch.tensor([len(e) for e in ends], device=device)[:, None]
-    position = torch.arange(1, ids.shape[1], device=device)
-    learned = (position >= prompt_len) & (position < whole_len)
-    h, right = model.embed(ids[:, :-1]), []
-    for t in range(1, depths[-1] + 1):
-        h = model.step(h)  # padding is on the right, where no real position sees it
-        if t in depths:
-            right.append(((model.readout(h).argmax(-1) == ids[:, 1:]) | ~learned).all(1))
-    return torch.stack(right, 1).cpu()
-
-
-def _decode(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], depth: int, room: int
-) -> list[str]:
-    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-    stops: list[int] = [tokenizer.convert_tokens_to_ids(END_OF_TURN), tokenizer.eos_token_id]
-    out: Int[Tensor, "problem seq"] = model.generate(
-        **batch,
-        n_loops=depth,
-        do_sample=False,
-        max_new_tokens=room,
-        eos_token_id=stops,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)

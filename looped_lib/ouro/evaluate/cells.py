@@ -8,6 +8,7 @@ A cell is a checkpoint at a loop count on a task.
     OUT/<checkpoint>/T=<depth>/engine/                the engine's log, and what it was asked
 """
 
+import glob
 import json
 import re
 from collections.abc import Iterator
@@ -24,8 +25,10 @@ from looped_lib.ouro.finetune.config import SYSTEM_PROMPT
 
 Backend = Literal["vllm", "transformers"]
 Dtype = Literal["bfloat16", "float32"]
-# The metric that stands for a task is the first of these that it has.
+# The accuracy of a task is the first of these that it has, or else its first metric that is a share and not one of ERRORS.
 HEADLINES = ("math_verify", "exact_match (flexible-extract)", "exact_match", "acc")
+ERRORS = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter"}  # less is better
+REMEASURE = "delete it to measure the cell again"
 # Other settings, such as the batch size, say how a cell is measured, not what.
 _DECIDES = "backend system_prompt chat_template fewshot max_new_tokens temperature limit dtype seed".split()
 _OF_CONFIG = {"model", "max_model_len", "max_gen_toks", "dtype", "seed", "hf_overrides"}  # not for `engine`
@@ -36,7 +39,7 @@ class EvaluationConfig:
     """What to measure. The defaults are the paper's: zero-shot, chat template and system prompt, greedy."""
 
     checkpoints: dict[str, str] = field(default_factory=lambda: {"base": "ByteDance/Ouro-1.4B"})
-    """Folders or names of the hub, by the name to show."""
+    """Folders or names of the hub, by the name to show: models, or LoRA adapters, which are measured on their base."""
     tasks: tuple[str, ...] = ("gsm8k", "minerva_math500", "asdiv", "svamp", "amc23")
     """Tasks of lm-eval, of this package (svamp, amc23, word_problems) or of `task_folder`."""
     depths: tuple[int, ...] = (4, 8)
@@ -54,7 +57,7 @@ class EvaluationConfig:
     max_new_tokens: int = 2048
     """Tokens of an answer."""
     temperature: float = 0.0
-    """0 is greedy."""
+    """0 is greedy. A task whose file samples at another one is refused."""
     limit: int = 0
     """Problems of each task, the first ones; 0 takes all."""
     dtype: Dtype = "bfloat16"
@@ -64,7 +67,7 @@ class EvaluationConfig:
     engine: dict[str, Any] = field(default_factory=dict)
     """More arguments of vllm.LLM, such as gpu_memory_utilization, tensor_parallel_size, enforce_eager."""
     task_folder: str = ""
-    """A folder with more task files."""
+    """A folder with more task files. They are programs: what they name with !function is run, so give only files you trust."""
     data: dict[str, str] = field(default_factory=dict)
     """Local copies of a task's data, for machines without a network: a folder as the hub has it, or a .jsonl or .parquet file."""
     seed: int = 0
@@ -77,12 +80,20 @@ class EvaluationConfig:
         checks.whole(self, self.max_new_tokens + 1, "max_len")
         checks.number(self, 0, 2, "temperature")
         checks.flag(self, "chat_template")
-        if not self.checkpoints or not all(re.fullmatch(r"\w[\w.+-]*", name) for name in self.checkpoints):
+        checks.text(self, "system_prompt", "task_folder", empty=True)
+        if not _table(self.checkpoints, str) or not all(re.fullmatch(r"\w[\w.+-]*", name) for name in self.checkpoints):
             checks.fail(self, "checkpoints", "folders or names of the hub, by names of letters, digits and any of _ . + -")
-        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            checks.fail(self, "tasks", "the names of one or more different tasks")
-        if not self.depths or len(set(self.depths)) < len(self.depths) or any(type(d) is not int or d < 1 for d in self.depths):
-            checks.fail(self, "depths", "one or more different loop counts of at least 1")
+        if not _different(self.tasks, str):
+            checks.fail(self, "tasks", "a list of the names of one or more different tasks")
+        for task in self.tasks:
+            if not re.fullmatch(r"\w[^/\\\x00-\x1f]*", task):
+                raise ConfigError(f"EvaluationConfig.tasks must be names, not paths (files are named by them), got {task!r}")
+        if not _different(self.depths, int) or min(self.depths) < 1:
+            checks.fail(self, "depths", "a list of one or more different loop counts of at least 1")
+        if not _table(self.engine, object, empty=True):
+            checks.fail(self, "engine", "arguments of vllm.LLM by their names")
+        if not _table(self.data, str, empty=True):
+            checks.fail(self, "data", "files or folders by the names of tasks")
         if unknown := sorted(set(self.data) - set(self.tasks)):
             raise ConfigError(f"EvaluationConfig.data is by task, but {', '.join(unknown)} is not among the tasks")
         if self.engine and self.backend != "vllm":
@@ -93,6 +104,17 @@ class EvaluationConfig:
     def decisive(self) -> dict[str, Any]:
         """The settings that a cell's numbers depend on, beside checkpoint, task and depth."""
         return {name: getattr(self, name) for name in _DECIDES}
+
+
+def _table(value: Any, of: type, empty: bool = False) -> bool:
+    """Whether a value is a table of texts, not empty, to values of a type."""
+    named = isinstance(value, dict) and all(isinstance(key, str) and isinstance(x, of) for key, x in value.items())
+    return named and (empty or bool(value))
+
+
+def _different(value: Any, of: type) -> bool:
+    """Whether a value is a list of one or more different values of a type."""
+    return isinstance(value, tuple | list) and bool(value) and all(type(x) is of for x in value) and len({*value}) == len(value)
 
 
 @dataclass(frozen=True)
@@ -139,7 +161,7 @@ def results(out: str | Path) -> pd.DataFrame:
     rows = []
     for path in sorted(Path(out).glob("*/T=*/*.json")):
         if not path.name.endswith(".failed.json"):
-            cell = read_json(path)
+            cell = read_json(path, REMEASURE)
             for metric, (value, stderr) in cell["metrics"].items():
                 rows.append({**cell, "metric": metric, "value": value, "stderr": stderr})
     table = pd.DataFrame(rows, columns=columns).astype({"value": float, "stderr": float, "tokens_per_sec": float})
@@ -147,16 +169,23 @@ def results(out: str | Path) -> pd.DataFrame:
 
 
 def headlines(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `results` with one metric per task: the first of HEADLINES that the task has, or else its first."""
+    """The rows of `results` with the accuracy of each task (see HEADLINES). Tasks without one (perplexities) have no row."""
+    shares = table[~table["metric"].str.partition(" ")[0].isin(ERRORS)]
+    shares = shares.groupby(["task", "metric"]).filter(lambda rows: rows["value"].between(0, 1).all())
     chosen = {}
-    for task, metrics in table.groupby("task", sort=False)["metric"]:
+    for task, metrics in shares.groupby("task", sort=False)["metric"]:
         chosen[task] = next((m for m in HEADLINES if m in set(metrics)), metrics.iloc[0])
-    return table[table["metric"] == table["task"].map(chosen)].reset_index(drop=True)
+    return shares[shares["metric"] == shares["task"].map(chosen)].reset_index(drop=True)
+
+
+def without_accuracy(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `results` of tasks that have no accuracy: perplexities, for instance."""
+    return table[~table["task"].isin(headlines(table)["task"])].reset_index(drop=True)
 
 
 def failures(out: str | Path) -> pd.DataFrame:
     """A row per cell under `out` that failed: model, task, depth, reason."""
-    found = [read_json(path) for path in sorted(Path(out).glob("*/T=*/*.failed.json"))]
+    found = [read_json(path, "delete it") for path in sorted(Path(out).glob("*/T=*/*.failed.json"))]
     return pd.DataFrame(found, columns=["model", "task", "depth", "reason"])
 
 
@@ -176,14 +205,17 @@ def record(out: str | Path) -> dict[str, Any]:
 
 
 def samples(out: str | Path, task: str) -> pd.DataFrame:
-    """A row per problem of a task, model and depth: question, target, answer, and right, the answer's grade by the headline."""
+    """A row per problem of a task, model and depth: question, target, answer, and right, the answer's grade by the headline.
+
+    `right` is None where answers are not graded one by one, as in perplexities.
+    """
     rows = []
-    for path in Path(out).glob(f"*/T=*/{task}.samples.jsonl"):
+    for path in Path(out).glob(f"*/T=*/{glob.escape(task)}.samples.jsonl"):
         where = {"model": path.parent.parent.name, "depth": int(path.parent.name.removeprefix("T="))}
         rows += [{**where, **json.loads(line)} for line in path.read_text(encoding="utf-8").splitlines()]
     if rows:
-        metric = next((m for m in HEADLINES if m in rows[0]["grades"]), next(iter(rows[0]["grades"])))
-        rows = [{**row, "right": row["grades"][metric]} for row in rows]
+        metric = next((m for m in (*HEADLINES, *rows[0]["grades"]) if m in rows[0]["grades"]), None)
+        rows = [{**row, "right": row["grades"].get(metric)} for row in rows]
     table = pd.DataFrame(rows, columns=["model", "depth", "problem", "question", "target", "answer", "right"])
     return table.sort_values(["problem", "model", "depth"], ignore_index=True)
 

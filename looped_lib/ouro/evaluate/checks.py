@@ -3,7 +3,6 @@
 What is done already is only compared with what is asked for: finished cells need no checkpoint, no data and no network.
 """
 
-import hashlib
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -15,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants
-from transformers import AutoConfig, AutoTokenizer
 
 from looped_lib.core.checks import ConfigError
 from looped_lib.core.files import read_json
-from looped_lib.ouro.evaluate.cells import Cell, EvaluationConfig
+from looped_lib.ouro.evaluate.cells import REMEASURE, Cell, EvaluationConfig
+from looped_lib.ouro.evaluate.checkpoint import find_checkpoint
 from looped_lib.ouro.finetune.plan import GIB, machine
 from looped_lib.ouro.model import costs
 from looped_lib.ouro.model.configuration import OuroConfig
 from looped_lib.ouro.serve.kv_memory import kv_bytes_per_token
 
 TASKS = Path(__file__).parent / "tasks"  # the task files that lm-eval lacks
-_BLOCK, _BLOCKS = 2**16, 64
 
 
 @dataclass(frozen=True)
@@ -59,22 +57,6 @@ def check(config: EvaluationConfig, cells: list[Cell]) -> Checked:
     if config.task_folder and not Path(config.task_folder).is_dir():
         raise ConfigError(f"EvaluationConfig.task_folder: there is no folder {config.task_folder}")
     return Checked(_task_files(config, {cell.task for cell in todo}), weights, offline)
-
-
-def fingerprint(folder: Path) -> str:
-    """Of a checkpoint's weights: their sizes, and blocks from all over the files. FileNotFoundError if there are none."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} has no .safetensors file")
-    digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with open(path, "rb") as file:
-            for i in range(_BLOCKS):
-                file.seek(i * size // _BLOCKS)
-                digest.update(file.read(_BLOCK))
-    return digest.hexdigest()[:16]
 
 
 def _check_vllm() -> None:
@@ -115,25 +97,31 @@ def _check_memory(config: EvaluationConfig, name: str, model: OuroConfig) -> Non
 
 def _check_same(config: EvaluationConfig, cell: Cell) -> None:
     """A finished cell was measured with the settings of `config`, and of the weights that now have its name."""
-    record, mine, source = read_json(cell.result), config.decisive(), Path(config.checkpoints[cell.checkpoint])
+    record, mine = read_json(cell.result, REMEASURE), config.decisive()
     differing = [name for name in mine if mine[name] != record["settings"].get(name)]
-    if not differing and any(source.glob("*.safetensors")) and fingerprint(source) != record["weights"]:
+    if not differing and _weights_are_others(config.checkpoints[cell.checkpoint], record["weights"]):
         differing = [f"model under the name {cell.checkpoint}"]
     if differing:
         raise ConfigError(f"{cell.result} was measured with another {', '.join(differing)}: choose another folder, or delete it")
+
+
+def _weights_are_others(source: str, recorded: str) -> bool:
+    """Whether a checkpoint in a folder of this machine has other weights than those recorded. One that is gone has not."""
+    if not Path(source).is_dir():
+        return False
+    checkpoint = find_checkpoint(source, offline=True)
+    return checkpoint.is_here and checkpoint.weights() != recorded
 
 
 def _check_checkpoint(config: EvaluationConfig, name: str, offline: bool) -> str:
     """The fingerprint of a checkpoint that can be evaluated: an Ouro with tokenizer, template and room."""
     source, what = config.checkpoints[name], f"EvaluationConfig.checkpoints, {name}: {config.checkpoints[name]!r}"
     try:
-        model = AutoConfig.from_pretrained(source, local_files_only=offline)
-        if not isinstance(model, OuroConfig):
-            raise ConfigError(f"{what} is a {model.model_type}, not an ouro")
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
-        weights = fingerprint(Path(source)) if Path(source).is_dir() else str(model._commit_hash)
-    except ConfigError:
-        raise
+        checkpoint = find_checkpoint(source, offline)
+        model, tokenizer = checkpoint.architecture(offline), checkpoint.tokenizer(offline)
+        weights = checkpoint.weights(offline)
+    except ConfigError as e:
+        raise ConfigError(f"{what}: {e}") from None
     except Exception as e:  # a damaged file may raise anything
         away = " (the hub cannot be reached)" if offline and not Path(source).is_dir() else ""
         raise ConfigError(f"{what} cannot be loaded{away}: {brief(e)}") from None
@@ -162,7 +150,27 @@ def _task_files(config: EvaluationConfig, asked: set[str]) -> dict[str, str]:
         if task not in manager.all_subtasks:
             raise ConfigError(f"EvaluationConfig.tasks: {task} is a group of tasks: name those you want")
         files[task] = str(manager.task_index[task].yaml_path)
+        _check_sampling(config, task, files[task])
     return files
+
+
+def _check_sampling(config: EvaluationConfig, task: str, file: str) -> None:
+    """Nothing that a task's file says about how its answers are drawn may be passed over."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    values = load_yaml(file, resolve_func=False)
+    given, repeats = values.get("generation_kwargs") or {}, values.get("repeats") or 1
+    own = given.get("temperature", 1.0) if given.get("do_sample") else given.get("temperature", 0.0)
+    if given.get("do_sample") is not False and own > 0 and own != config.temperature:
+        raise ConfigError(
+            f"EvaluationConfig.temperature must be {own}, got {config.temperature}: {task} samples its answers at it ({file}); "
+            "set it so, or take a copy of the task with do_sample: false"
+        )
+    if repeats != 1 and config.temperature == 0:
+        raise ConfigError(
+            f"EvaluationConfig.tasks: {task} asks for {repeats} answers to each problem ({file}), which at temperature 0 are one "
+            "and the same: set EvaluationConfig.temperature, or take a copy of the task with repeats: 1"
+        )
 
 
 @lru_cache

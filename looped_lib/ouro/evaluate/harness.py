@@ -25,8 +25,10 @@ from looped_lib.config import from_dict, to_dict
 from looped_lib.core.checks import ConfigError
 from looped_lib.core.errors import work
 from looped_lib.core.files import read_json, write_json
+from looped_lib.core.quiet import quiet_environment
 from looped_lib.ouro.evaluate.cells import Cell, EvaluationConfig, cells, failures, results
 from looped_lib.ouro.evaluate.checks import Checked, check
+from looped_lib.ouro.evaluate.engine_log import root_cause
 
 LOOK_EVERY = 0.2  # seconds
 LOG_LINES = 15  # of a dead engine's log, in the reason of a failure
@@ -69,11 +71,13 @@ def _measure(config: EvaluationConfig, checked: Checked, todo: list[Cell], bar: 
     for cell in todo:
         cell.failure.unlink(missing_ok=True)
     while left := [cell for cell in todo if cell.open]:
+        log = left[0].folder / "engine" / "log.txt"
+        log_starts = log.stat().st_size if log.exists() else 0
         status = _run_engine(config, checked, left, bar)
         for cell in _lost(left):
-            log = cell.folder / "engine" / "log.txt"
             end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
-            reason = f"the engine died ({_describe(status)}); the end of {log}:\n{end}"
+            cause = root_cause(log, log_starts)
+            reason = f"the engine died ({_describe(status)})" + (f": {cause}" if cause else "") + f"; the end of {log}:\n{end}"
             write_json(cell.failure, {"model": cell.checkpoint, "task": cell.task, "depth": cell.depth, "reason": reason})
             bar.update()
     for cell in todo:
@@ -95,7 +99,7 @@ def _run_engine(config: EvaluationConfig, checked: Checked, left: list[Cell], ba
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=os.environ | ({"HF_HUB_OFFLINE": "1"} if checked.offline else {}),
+            env=quiet_environment(**({"HF_HUB_OFFLINE": "1"} if checked.offline else {})),
             start_new_session=True,
         )
     before = bar.n
@@ -139,11 +143,16 @@ def _describe(status: int) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure and print; exit status 1 if a cell failed."""
+    """Measure and print; exit status 1 if a cell failed, and then the last line names those that did."""
     parser = argparse.ArgumentParser(prog="looped-lib evaluate", description="Evaluate Ouro by loop count")
     parser.add_argument("config", type=Path, help="an EvaluationConfig as JSON")
     parser.add_argument("out", type=Path, help="folder for the results")
     args = parser.parse_args(arguments)
-    table = evaluate(from_dict(EvaluationConfig, read_json(args.config), str(args.config)), args.out)
-    print(table.to_string(index=False))
-    return 1 if len(failures(args.out)) else 0
+    config = from_dict(EvaluationConfig, read_json(args.config), str(args.config))
+    table = evaluate(config, args.out)
+    print(table.to_string(index=False) if len(table) else "nothing was measured", flush=True)
+    failed = failures(args.out)
+    names = [f"{row.model} T={row.depth} {row.task}" for row in failed.itertuples()]
+    if names:
+        print(f"error: cells that failed: {', '.join(names)} (why: above, and OUT/MODEL/T=.../TASK.failed.json)", file=sys.stderr)
+    return 1 if names else 0

@@ -5,6 +5,8 @@ cpu     minutes: the small models of notebook 05           on the word problems,
 paper   Ouro-1.4B and its fine-tunings by notebook 05      the five benchmarks of arXiv 2605.26733 at 4 and 8 loops, on a GPU
 """
 
+import shlex
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from transformers import AutoConfig, AutoTokenizer
 from looped_lib.core.checks import ConfigError
 from looped_lib.core.project import find_root
 from looped_lib.ouro.evaluate.cells import EvaluationConfig
+from looped_lib.ouro.evaluate.checkpoint import find_checkpoint, from_here
+from looped_lib.ouro.evaluate.checks import brief
 from looped_lib.ouro.finetune import presets
 from looped_lib.ouro.finetune.folder import MODEL
 from looped_lib.ouro.model.configuration import OuroConfig
@@ -38,7 +42,8 @@ def evaluation(
     limit: int = 0,
     backend: str = "",
 ) -> EvaluationConfig:
-    """The evaluation of a preset, or of what is named instead: texts with spaces between, `name=path` where two belong together.
+    """The evaluation of a preset, or of what is named instead: texts with spaces between, `name=path` where two belong together,
+    in quotes where a path has spaces (`a='my runs/a' b=/b`).
 
     `runs` is the folder of notebook 05's runs (default: runs/ouro_finetune). The backend is vLLM for `paper` where it is
     installed; a small model has answered with transformers before a vLLM has started.
@@ -51,13 +56,13 @@ def evaluation(
     if preset != "paper" and backend == "vllm":
         settings["engine"] = SMALL_VLLM
     if tasks:
-        settings["tasks"] = tuple(tasks.split())
+        settings["tasks"] = tuple(_words("tasks", tasks))
     return EvaluationConfig(
         **settings,
         checkpoints=_pairs("checkpoints", checkpoints) or _checkpoints(preset, Path(out), runs),
         depths=_numbers(depths) or DEPTHS[preset],
         data=_pairs("data", data),
-        task_folder=task_folder and _here(task_folder),
+        task_folder=task_folder and from_here(task_folder),
         limit=limit or (4 if preset == "smoke" else 0),
         backend=backend,
     )
@@ -76,10 +81,16 @@ def write_random(folder: Path, preset: str = "smoke") -> Path:
 def _checkpoints(preset: str, out: Path, runs: str) -> dict[str, str]:
     if preset == "smoke":
         return {"random": str(write_random(out / "random_weights"))}
-    root = Path(_here(runs or "runs/ouro_finetune"))
-    found = {path.parent.name: path for path in sorted(root.glob(f"*/{MODEL}"))}
-    large = OuroConfig().vocab_size
-    fitting = {n: str(p) for n, p in found.items() if (AutoConfig.from_pretrained(p).vocab_size == large) == (preset == "paper")}
+    root = Path(from_here(runs or "runs/ouro_finetune"))
+    fitting, large = {}, OuroConfig().vocab_size
+    for folder in sorted(root.glob(f"*/{MODEL}")):
+        try:
+            vocab_size = find_checkpoint(str(folder)).architecture().vocab_size
+        except (OSError, ValueError) as e:
+            warnings.warn(f"{folder} is left out: {brief(e)}", stacklevel=3)
+            continue
+        if (vocab_size == large) == (preset == "paper"):
+            fitting[folder.parent.name] = str(folder)
     if preset == "paper":
         return {"base": "ByteDance/Ouro-1.4B", **fitting}
     if not fitting:
@@ -88,15 +99,20 @@ def _checkpoints(preset: str, out: Path, runs: str) -> dict[str, str]:
 
 
 def _pairs(what: str, text: str) -> dict[str, str]:
-    pairs = [part.partition("=") for part in text.split()]
+    pairs = [part.partition("=") for part in _words(what, text)]
     if not all(name and sign and path for name, sign, path in pairs):
-        raise ConfigError(f"{what} must be name=path, with spaces between if there are several, got {text!r}")
-    return {name: _here(path) for name, _, path in pairs}
+        raise ConfigError(
+            f"{what} must be name=path, with spaces between several, and quotes around a path with spaces, got {text!r}"
+        )
+    return {name: from_here(path) for name, _, path in pairs}
 
 
-def _here(path: str) -> str:
-    """A path from the working directory or, as notebooks do not run there, from the project's folder; others stay as they are."""
-    return next((str(p.resolve()) for p in (Path(path), find_root() / path) if p.exists()), path)
+def _words(what: str, text: str) -> list[str]:
+    """The parts of a text with spaces between; quotes keep the spaces of a part."""
+    try:
+        return shlex.split(text)
+    except ValueError as e:
+        raise ConfigError(f"{what}: {text!r} cannot be split at its spaces: {e}") from None
 
 
 def _numbers(text: str | int) -> tuple[int, ...]:

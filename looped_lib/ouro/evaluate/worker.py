@@ -9,6 +9,7 @@ behind in the engine is unknown, and the harness starts another one for the task
 
 import os
 import signal
+import tempfile
 import threading
 import time
 import traceback
@@ -16,16 +17,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, set_seed
+import torch
+from transformers import set_seed
 
 from looped_lib.config import from_dict
 from looped_lib.core.files import read_json, write_json, write_jsonl
-from looped_lib.ouro.evaluate.accuracy import END_OF_TURN
 from looped_lib.ouro.evaluate.cells import Cell, EvaluationConfig
+from looped_lib.ouro.evaluate.checkpoint import Checkpoint, find_checkpoint
 from looped_lib.ouro.evaluate.checks import brief
+from looped_lib.ouro.evaluate.engine_log import root_cause
+from looped_lib.ouro.evaluate.reading import local_copy, plain_text, without_wildcards
 from looped_lib.runs.folders import provenance
+from looped_lib.tasks.tokenizer import TURN_END
 
 SMALL = 10_000_000  # parameters
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 
 
 class Worker:
@@ -35,10 +41,13 @@ class Worker:
         self.spec = read_json(folder / "spec.json")
         self.config: EvaluationConfig = from_dict(EvaluationConfig, self.spec["config"])
         self.name, self.depth = self.spec["checkpoint"], self.spec["depth"]
-        self.source = self.config.checkpoints[self.name]
-        self.tokenizer = AutoTokenizer.from_pretrained(self.source)
+        self.checkpoint = find_checkpoint(self.config.checkpoints[self.name])
+        self.tokenizer = self.checkpoint.tokenizer()
         self.cells = {task: Cell(self.name, self.depth, task, folder.parent) for task in self.spec["tasks"]}
-        self.at = folder / "at"
+        self.at, self.log = folder / "at", folder / "log.txt"
+        self.log_starts = self.log.stat().st_size if self.log.exists() else 0
+        self._links = tempfile.TemporaryDirectory(prefix="looped_lib-")
+        self.links = Path(self._links.name)
 
     def run(self) -> None:
         """Measure the cells, writing each result, or why there is none, as soon as it is known."""
@@ -72,18 +81,21 @@ class Worker:
 
         values, copy = load_yaml(file), self.config.data.get(name)
         try:
-            own = values | (local_copy(values, Path(copy)) if copy else {})
+            own = values | (local_copy(values, without_wildcards(Path(copy), self.links)) if copy else {})
+            own |= {} if self.config.chat_template else plain_text(values, file, self.config.fewshot)
             task = TaskManager(include_defaults=False).load([own])["tasks"][name]
         except Exception as e:
             mend = f"look into {copy}" if copy else f"give a local copy of them in EvaluationConfig.data[{name!r}]"
             raise ValueError(f"its problems cannot be read: {mend} ({brief(e)})") from e
         task.set_config("num_fewshot", self.config.fewshot)
         task.set_fewshot_seed(self.config.seed)
-        room = 1
+        room = 1  # for the token that a score is of
         if task.OUTPUT_TYPE == "generate_until":
             task.set_config("generation_kwargs", self.generation(), update=True)
             room = self.config.max_new_tokens
         task.build_all_requests(**self.asking(), chat_template=self.chat)
+        if task.OUTPUT_TYPE == "loglikelihood_rolling":
+            return task  # lm-eval reads a long text in pieces
         texts = ("".join(part for part in instance.args if isinstance(part, str)) for instance in task.instances)
         longest = max(self.tokens(text) for text in texts)
         if longest + room > self.config.max_len:
@@ -102,14 +114,20 @@ class Worker:
         found = evaluate(engine, {"tasks": {name: task}}, **self.asking())
         seconds = time.perf_counter() - start
         rows = problems(found["samples"][name])
-        generated = sum(self.tokens(row["answer"]) for row in rows) if task.OUTPUT_TYPE == "generate_until" else None
+        generated = None
+        if task.OUTPUT_TYPE == "generate_until":
+            generated = sum(self.tokens(text) for instance in task.instances for text in instance.resps)
         write_jsonl(self.cells[name].samples, rows)
         write_json(
             self.cells[name].result,
             {
                 **{"model": self.name, "task": name, "depth": self.depth, "metrics": metrics(found["results"][name])},
                 **{"samples": len(rows), "seconds": seconds, "tokens_per_sec": generated and generated / seconds},
-                **{"settings": self.config.decisive(), "source": self.source, "weights": self.spec["weights"]},
+                **{
+                    "settings": self.config.decisive(),
+                    "source": self.checkpoint.source,
+                    "weights": self.spec["weights"],
+                },
                 "provenance": self.provenance(),
             },
         )
@@ -122,10 +140,13 @@ class Worker:
 
     def fail(self, e: Exception, *tasks: str) -> None:
         """Write that cells failed, and why."""
+        reason = brief(e)
+        if "root cause" in str(e):  # which another process of the engine has told the log
+            reason = root_cause(self.log, self.log_starts) or reason
         traceback.print_exception(e)
         for task in tasks:
             cell = self.cells[task]
-            write_json(cell.failure, {"model": cell.checkpoint, "task": task, "depth": cell.depth, "reason": brief(e)})
+            write_json(cell.failure, {"model": cell.checkpoint, "task": task, "depth": cell.depth, "reason": reason})
 
     def asking(self) -> dict[str, Any]:
         """How lm-eval puts a question."""
@@ -140,8 +161,8 @@ class Worker:
         """How answers are generated. They end with the text, or with the turn of a chat."""
         config, tokenizer = self.config, self.tokenizer
         stops = [tokenizer.eos_token_id]
-        if END_OF_TURN in tokenizer.get_vocab():
-            stops.append(tokenizer.convert_tokens_to_ids(END_OF_TURN))
+        if TURN_END in tokenizer.get_vocab():
+            stops.append(tokenizer.convert_tokens_to_ids(TURN_END))
         sampled = {"do_sample": config.temperature > 0, "temperature": config.temperature}
         return {**sampled, "max_gen_toks": config.max_new_tokens, _STOPS[config.backend]: stops}
 
@@ -160,31 +181,12 @@ class Worker:
 
     def engine(self) -> Any:
         """lm-eval's engine of the config's backend, looping `depth` times."""
-        return (_vllm if self.config.backend == "vllm" else _transformers)(self.config, self.source, self.depth)
+        if self.config.backend == "vllm":
+            return _vllm(self.config, self.checkpoint, self.depth, self.links)
+        return _transformers(self.config, self.checkpoint, self.depth)
 
 
 _STOPS = {"vllm": "stop_token_ids", "transformers": "eos_token_id"}
-
-
-def local_copy(values: dict[str, Any], copy: Path) -> dict[str, Any]:
-    """What to change in the `values` of a task file so that it reads a local copy of its data.
-
-    A folder is a copy of the dataset as the hub has it. A file holds the problems alone; few-shot examples are then chosen among
-    the others of them, unless the task brings its own.
-    """
-    if copy.is_dir():
-        return {"custom_dataset": None, "dataset_path": str(copy)}
-    split = values.get("test_split") or values["validation_split"]
-    kind = "parquet" if copy.suffix == ".parquet" else "json"
-    changed = {"custom_dataset": None, "dataset_path": kind, "dataset_name": None, "training_split": None}
-    changed["dataset_kwargs"] = {"data_files": {split: str(copy.resolve())}}
-    if "test_split" in values:  # lm-eval leaves the question itself out of its examples if the two splits are one by name
-        changed |= {"validation_split": None, "fewshot_split": None if _brings_examples(values) else split}
-    return changed
-
-
-def _brings_examples(values: dict[str, Any]) -> bool:
-    return bool((values.get("fewshot_config") or {}).get("samples"))
 
 
 def metrics(values: dict[str, Any]) -> dict[str, tuple[float, float | None]]:
@@ -199,20 +201,24 @@ def metrics(values: dict[str, Any]) -> dict[str, tuple[float, float | None]]:
 
 
 def problems(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """lm-eval's samples, one for each problem and filter, as one row per problem with a grade for each metric."""
+    """lm-eval's samples, one for each problem and filter, as one row per problem with a grade for each metric.
+
+    A problem that was answered several times (a task's `repeats`) has all its answers in `answers` too.
+    """
     rows = {}
     for sample in sorted(samples, key=lambda s: s["doc_id"]):
-        answer = sample["resps"][0][0]
         row = rows.setdefault(
             sample["doc_id"],
             {
                 "problem": sample["doc_id"],
                 "question": sample["arguments"][0][0],
                 "target": str(sample["target"]),
-                "answer": answer if isinstance(answer, str) else _likelihood(*answer),
+                "answer": _answer(sample),
                 "grades": {},
             },
         )
+        if len(sample["resps"][0]) > 1:
+            row["answers"] = list(sample["resps"][0])
         grades = {name: sample[name] for name in sample["metrics"] if isinstance(sample[name], int | float)}
         row["grades"] |= {label(name, sample["filter"]): float(grade) for name, grade in grades.items()}
     return list(rows.values())
@@ -223,16 +229,27 @@ def label(metric: str, variant: str) -> str:
     return metric if variant == "none" else f"{metric} ({variant})"
 
 
-def _likelihood(log_probability: float, is_greedy: bool) -> str:
-    """What is asked of a task that generates nothing: how likely is the right answer?"""
-    return f"log-probability of the right answer {log_probability:.2f}; {'' if is_greedy else 'not '}the likeliest"
+def _answer(sample: dict[str, Any]) -> str:
+    """What a model answered, or, of a task that generates nothing, how likely it thinks the right answer, or the text."""
+    unfiltered = sample["filter"] == "none" and isinstance(sample["filtered_resps"], list)
+    said = sample["filtered_resps"][0] if unfiltered else sample["resps"][0][0]
+    said = said[0] if isinstance(said, list) else said
+    if isinstance(said, float | int):
+        return f"log-probability of the text {said:.2f}"
+    if isinstance(said, tuple):
+        return f"log-probability of the right answer {said[0]:.2f}; {'' if said[1] else 'not '}the likeliest"
+    return str(said)
 
 
-def _vllm(config: EvaluationConfig, source: str, depth: int) -> Any:
+def _vllm(config: EvaluationConfig, checkpoint: Checkpoint, depth: int, links: Path) -> Any:
     from lm_eval.api.registry import get_model
 
+    def found(source: str | Path) -> str:  # vLLM lists a folder's files by a pattern
+        return str(without_wildcards(Path(source), links)) if Path(source).is_dir() else str(source)
+
     arguments = {
-        "pretrained": source,
+        "pretrained": found(checkpoint.base),
+        "tokenizer": found(checkpoint.source),
         "dtype": config.dtype,
         "max_model_len": config.max_len,
         "max_gen_toks": config.max_new_tokens,
@@ -240,20 +257,20 @@ def _vllm(config: EvaluationConfig, source: str, depth: int) -> Any:
         "hf_overrides": {"total_ut_steps": depth},
         **config.engine,
     }
+    if checkpoint.adapter is not None:
+        rank = next((each for each in _LORA_RANKS if each >= checkpoint.rank), checkpoint.rank)
+        arguments |= {"lora_local_path": found(checkpoint.adapter), "max_lora_rank": rank}
     return get_model("vllm").create_from_arg_obj(arguments, {"batch_size": "auto"})
 
 
-def _transformers(config: EvaluationConfig, source: str, depth: int) -> Any:
-    import torch
+def _transformers(config: EvaluationConfig, checkpoint: Checkpoint, depth: int) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    from looped_lib.ouro.model.modeling import OuroForCausalLM
-
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = OuroForCausalLM.from_pretrained(source, dtype=config.dtype, total_ut_steps=depth).to(device).eval()
+    model = checkpoint.model(config.dtype, total_ut_steps=depth).to(device)
     if device == "cpu" and model.num_parameters() < SMALL:
         torch.set_num_threads(1)  # on small matrices two threads mostly wait for each other
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = checkpoint.tokenizer()
     return HFLM(model, backend="causal", tokenizer=tokenizer, batch_size=config.batch_size, max_length=config.max_len)
 
 

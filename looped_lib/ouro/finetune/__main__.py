@@ -1,9 +1,11 @@
 """torchrun --nproc_per_node 8 -m looped_lib.ouro.finetune CONFIG.json RUN_DIR: see `job`."""
 
 import sys
+from importlib import import_module
 
 from looped_lib.core.errors import run
-from looped_lib.ouro.finetune.job import main
+from looped_lib.core.quiet import be_quiet
 
 if __name__ == "__main__":
-    sys.exit(run(main, sys.argv[1:]))
+    be_quiet()
+    sys.exit(run(import_module("looped_lib.ouro.finetune.job").main, sys.argv[1:]))

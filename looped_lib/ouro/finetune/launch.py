@@ -19,6 +19,7 @@ import pandas as pd
 import psutil
 
 from looped_lib.core.files import read_json, write_json
+from looped_lib.core.quiet import quiet_environment
 from looped_lib.ouro.finetune.config import FinetuneConfig
 from looped_lib.ouro.finetune.folder import CONFIG, METRICS, RESULT, STOP, write_config
 from looped_lib.training.metrics import read_metrics
@@ -114,7 +115,7 @@ def start(config: FinetuneConfig, run_dir: str | Path, processes: int) -> Job:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += ["-m", "looped_lib.ouro.finetune", str(job.run_dir / CONFIG), str(job.run_dir)]
     threads = max(1, (os.cpu_count() or 1) // processes)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {"OMP_NUM_THREADS": str(threads), **quiet_environment(PYTHONUNBUFFERED="1")}
     with open(job.run_dir / LOG, "ab") as log:
         log_starts = log.tell()
         torchrun = subprocess.Popen(

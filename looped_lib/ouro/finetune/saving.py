@@ -2,9 +2,10 @@
 
     RUN/checkpoints/step_00000300/
       model.safetensors, config.json, tokenizer    a model folder that from_pretrained loads (with LoRA: the adapter)
-      training.safetensors                         AdamW's moments under the parameters' names, every rank's random state
+      training.state                               AdamW's moments under the parameters' names, every rank's random state
       trainer_state.json, schedule.json            where the Trainer and its learning rate stand
 
+`training.state` has the format of safetensors but not their suffix: vLLM loads every .safetensors file of a folder as weights.
 Nothing is pickled. A checkpoint holds whole tensors, not shards, so that a run may go on with more or fewer processes.
 """
 
@@ -30,7 +31,8 @@ from torch.distributed.checkpoint.state_dict import (
 
 from looped_lib.core.files import replacing_folder
 
-TRAINING, SCHEDULE = "training.safetensors", "schedule.json"
+TRAINING, SCHEDULE = "training.state", "schedule.json"
+_TRAINING_BEFORE = "training.safetensors"  # its name in checkpoints of earlier versions, which runs still go on from
 
 
 class SaveError(RuntimeError):
@@ -115,7 +117,9 @@ def write_training(folder: Path, tensors: dict[str, Tensor], schedule: dict[str,
 
 def read_training(folder: Path, prefix: str) -> dict[str, Tensor]:
     """The tensors whose names start with `prefix`."""
-    return {k: v for k, v in load_file(folder / TRAINING).items() if k.startswith(prefix)}
+    path = folder / TRAINING
+    tensors = load_file(path if path.exists() else folder / _TRAINING_BEFORE)
+    return {k: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def prune(run_dir: str | Path, keep: int) -> None:

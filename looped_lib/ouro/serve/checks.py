@@ -4,18 +4,25 @@ vLLM calls `EngineChecks` on its configuration in the process that makes the eng
 weights are loaded and do not know that the number of loops multiplies the cache.
 """
 
+import hashlib
+import json
 import os
 from difflib import get_close_matches
+from pathlib import Path
 
-from vllm.config import VllmConfig
+from transformers import AutoTokenizer
+from vllm import envs
+from vllm.config import ModelConfig, VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
+from looped_lib.core.files import write_json
 from looped_lib.ouro.model.configuration import OuroConfig
 from looped_lib.ouro.serve.kv_memory import check_cache_memory, kv_bytes_per_token
+from looped_lib.tasks.tokenizer import TURN_END
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows what is logged under its own name
 
@@ -34,6 +41,13 @@ class EngineChecks(VerifyAndUpdateConfig):
             )
         _check_overrides(model.hf_overrides)
         config.validate_architecture()  # overrides were set since it was read
+        if config.early_exit_threshold is not None and config.early_exit_threshold < 1:
+            logger.warning(
+                "Ouro: early_exit_threshold %s is not used, as vLLM has no exit by the gate: every token takes all %d loops",
+                config.early_exit_threshold,
+                config.total_ut_steps,
+            )
+        _end_with_turns(model)
         if model.quantization is not None:
             raise ValueError(f"quantization must be none for Ouro, got {model.quantization!r}: serve the unquantised checkpoint")
         if parallel.pipeline_parallel_size != 1:
@@ -54,6 +68,31 @@ class EngineChecks(VerifyAndUpdateConfig):
         sized_by_vllm = model.original_max_model_len == -1 or vllm_config.cache_config.num_gpu_blocks_override is not None
         if not sized_by_vllm:
             check_cache_memory(config, model.max_model_len, _cache_bytes_at_most(vllm_config), width, tensor_parallel)
+
+
+def _end_with_turns(model: ModelConfig) -> None:
+    """An answer ends with its turn: the base checkpoint's own generation_config.json names the end of a text alone.
+
+    vLLM takes end tokens from a generation_config.json only, so it is given one that has both, in its cache folder.
+    """
+    if model.skip_tokenizer_init:
+        return
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model.tokenizer, revision=model.tokenizer_revision)
+    except (OSError, ValueError):  # vLLM is about to say what is wrong with it
+        return
+    known = model.try_get_generation_config()
+    ends = known.get("eos_token_id", tokenizer.eos_token_id)
+    ends = {*([ends] if isinstance(ends, int) else ends or [])}
+    turn = tokenizer.get_vocab().get(TURN_END)
+    if turn is None or turn in ends:
+        return
+    neutral = model.generation_config == "vllm"  # of the checkpoint's file, no temperature and the like
+    wanted = {**({} if neutral else known), "eos_token_id": sorted({*ends, turn})}
+    text = json.dumps(wanted, sort_keys=True)
+    folder = Path(envs.VLLM_CACHE_ROOT) / "ouro_generation" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    write_json(folder / "generation_config.json", wanted)
+    model.generation_config = str(folder)
 
 
 def _check_overrides(overrides: object) -> None:

@@ -119,5 +119,5 @@ def test_a_run_is_measured_once(model, tmp_path: Path, monkeypatch):
     write_json(tmp_path / "depths.json", record | {"accuracy": [0.25, 0.5]})
     assert measure(tmp_path, [1, 2], problems=4) == [0.25, 0.5]  # kept
     assert measure(tmp_path, [1, 2], problems=3, progress=False) == accuracy  # asked for something else
-    monkeypatch.setattr(accuracy, "accuracy_by_depth", lambda *a, **k: pytest.fail("measured again"))
+    monkeypatch.setattr("looped_lib.ouro.evaluate.accuracy.accuracy_by_depth", lambda *a, **k: pytest.fail("measured again"))
     measure(tmp_path, [1, 2], problems=3)

@@ -18,7 +18,6 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-import torch
 from learned_ouro import PROMPTS, ROWS, TOKENIZER, write_learned
 from transformers import AutoTokenizer, LlamaConfig
 
@@ -27,10 +26,12 @@ from looped_lib.core.checks import ConfigError
 from looped_lib.core.errors import run
 from looped_lib.core.files import read_json, write_json, write_jsonl
 from looped_lib.core.project import find_root
-from looped_lib.ouro.evaluate import checks, harness, worker
-from looped_lib.ouro.evaluate.accuracy import _decode, accuracy_by_depth
+from looped_lib.ouro.evaluate import checkpoint, checks, harness, worker
+from looped_lib.ouro.evaluate.accuracy import accuracy_by_depth
 from looped_lib.ouro.evaluate.cells import EvaluationConfig, cells, failures, headlines, record, results, samples
-from looped_lib.ouro.evaluate.checks import check, fingerprint
+from looped_lib.ouro.evaluate.checkpoint import fingerprint
+from looped_lib.ouro.evaluate.checks import check
+from looped_lib.ouro.evaluate.drafts import greedy_texts
 from looped_lib.ouro.evaluate.worker import Worker
 from looped_lib.ouro.finetune.plan import Machine
 from looped_lib.ouro.model.configuration import OuroConfig
@@ -154,8 +155,8 @@ def test_it_equals_our_own_depth_evaluation_to_the_last_problem(evaluated, learn
         assert 0 < own.correct[:, column].sum() < len(ROWS)  # or the test would say little
         assert rows["question"].tolist() == PROMPTS and rows["target"].tolist() == [row["answer"] for row in ROWS]
         ids = [TOKENIZER(prompt).input_ids for prompt in PROMPTS]
-        with torch.inference_mode():
-            assert rows["answer"].tolist() == _decode(learned.model, TOKENIZER, ids, depth, ROOM)
+        texts = greedy_texts(learned.model, ids, [depth], ROOM, [TOKENIZER.eos_token_id, TOKENIZER.vocab["<|im_end|>"]])
+        assert rows["answer"].tolist() == [TOKENIZER.decode(text[depth], skip_special_tokens=True) for text in texts]
     assert table.groupby("problem")["right"].nunique().max() == 2  # some change with depth
 
 
@@ -242,7 +243,13 @@ def test_cells_measured_otherwise_are_not_mixed(evaluated, config, tmp_path):
 def test_the_command_prints_the_table_and_tells_mistakes_by_its_status(evaluated, config, tmp_path, capsys):
     write_json(tmp_path / "done.json", to_dict(replace(config, tasks=("gsm8k",), data={})))
     assert run(harness.main, [str(tmp_path / "done.json"), str(evaluated.out)]) == 1  # elsewhere did fail
-    assert "flexible-extract" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "flexible-extract" in said.out
+    assert "error: cells that failed: learned T=2 elsewhere, learned T=4 elsewhere (" in said.err.splitlines()[-1]
+    (tmp_path / "broken.json").write_text('{"depths": [1],}')
+    assert run(harness.main, [str(tmp_path / "broken.json"), str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "broken.json: not JSON" in said and "delete" not in said
     write_json(tmp_path / "wrong.json", {"depth": [1]})
     assert run(harness.main, [str(tmp_path / "wrong.json"), str(tmp_path / "out")]) == 2
     assert "wrong.json: EvaluationConfig has no field depth" in capsys.readouterr().err
@@ -285,10 +292,22 @@ def test_a_mistake_is_one_error_before_an_engine_starts(mistake, learned, tmp_pa
     "values, expected",
     [
         ({"backend": "vlm"}, "backend must be one of 'vllm', 'transformers'"),
-        ({"depths": (4, 0)}, "depths must be one or more different loop counts"),
-        ({"depths": (4, 4)}, "depths must be one or more different loop counts"),
-        ({"tasks": ()}, "tasks must be the names of one or more"),
+        ({"depths": (4, 0)}, "depths must be a list of one or more different loop counts"),
+        ({"depths": (4, 4)}, "depths must be a list of one or more different loop counts"),
+        ({"tasks": ()}, "tasks must be a list of the names of one or more"),
         ({"checkpoints": {"a/b": "x"}}, "checkpoints must be folders or names of the hub"),
+        ({"depths": 4}, "depths must be a list of one or more different loop counts of at least 1, got 4"),
+        ({"depths": ("4",)}, "depths must be a list"),
+        ({"engine": None}, "engine must be arguments of vllm.LLM by their names, got None"),
+        ({"tasks": 5}, "tasks must be a list of the names"),
+        ({"tasks": "gsm8k"}, "tasks must be a list of the names of one or more different tasks, got 'gsm8k'"),
+        ({"tasks": ("../../x",)}, r"tasks must be names, not paths .*got '../../x'"),
+        ({"tasks": ("a/b",)}, "tasks must be names, not paths"),
+        ({"checkpoints": ["a"]}, "checkpoints must be folders or names"),
+        ({"checkpoints": {"a": 5}}, "checkpoints must be folders or names"),
+        ({"data": "x"}, "data must be files or folders by the names of tasks, got 'x'"),
+        ({"task_folder": None}, "task_folder must be a text, got None"),
+        ({"system_prompt": 5}, "system_prompt must be a text, got 5"),
         ({"max_len": 100}, "max_len must be a whole number of at least 2049"),
         ({"data": {"mmlu": "x"}}, "data is by task, but mmlu is not among the tasks"),
         ({"engine": {"seed": 1}}, "engine may not have seed"),
@@ -320,7 +339,7 @@ def test_too_little_memory_says_how_much_is_needed_and_what_to_lower(tmp_path, m
     """Ouro-1.4B at 8 loops: 1.5 MiB of cache a token, 2.7 GiB of weights."""
     OuroConfig().save_pretrained(tmp_path / "base")
     TOKENIZER.save_pretrained(tmp_path / "base")
-    monkeypatch.setattr(checks, "fingerprint", lambda folder: "weights")
+    monkeypatch.setattr(checkpoint, "fingerprint", lambda folder: "weights")
     monkeypatch.setattr(checks, "_check_vllm", lambda: None)
 
     def refusal(gib: float, **changes) -> str:

