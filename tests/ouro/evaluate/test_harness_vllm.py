@@ -30,13 +30,12 @@ WORTH = [{"body": f"{row['question']}", "question": "How many?", "answer": row["
 DEADLY = """
 task: deadly
 dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
 output_type: generate_until
 test_split: test
-doc_to_text: "{{{{question}}}}"
-doc_to_target: "{{{{answer}}}}"
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
 process_results: !function deadly.die
-metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
 
 PAGES = """
@@ -78,7 +77,7 @@ def both(tmp_path_factory):
     tasks.mkdir()
     (tasks / "pages.yaml").write_text(PAGES)
     (tasks / "deadly.py").write_text("import os\n\ndef die(doc, results):\n    os._exit(7)\n")
-    (tasks / "deadly.yaml").write_text(DEADLY.format(file=folder / "gsm8k.jsonl"))
+    (tasks / "deadly.yaml").write_text(DEADLY)
     config = EvaluationConfig(
         checkpoints={"learned": str(folder / "adapter")},
         tasks=("word_problems", "deadly", "gsm8k", "asdiv", "pages"),
@@ -91,7 +90,8 @@ def both(tmp_path_factory):
         dtype="float32",
         engine={"enforce_eager": True, "kv_cache_memory_bytes": 2**26},
         task_folder=str(tasks),
-        data={"gsm8k": str(folder / "gsm8k.jsonl"), "asdiv": str(folder / "asdiv.jsonl"), "pages": str(folder / "pages.jsonl")},
+        data={"deadly": str(folder / "gsm8k.jsonl")}
+        | {task: str(folder / f"{task}.jsonl") for task in ("gsm8k", "asdiv", "pages")},
     )
     pids, popen = [], subprocess.Popen
 
@@ -110,7 +110,8 @@ def both(tmp_path_factory):
         patch.setattr(harness.subprocess, "Popen", start)
         harness.evaluate(config, folder / "vllm", progress=False)
         left = sessions(pids)
-        other = replace(config, backend="transformers", engine={}, tasks=("word_problems", "gsm8k", "asdiv", "pages"))
+        kept = {task: path for task, path in config.data.items() if task != "deadly"}
+        other = replace(config, backend="transformers", engine={}, data=kept, tasks=("word_problems", "gsm8k", "asdiv", "pages"))
         harness.evaluate(other, folder / "transformers", progress=False)
     found = find_checkpoint(str(folder / "adapter"))
     return SimpleNamespace(
