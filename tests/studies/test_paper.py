@@ -102,7 +102,9 @@ def test_ingredients_change_one_thing(preset):
     stars = found["stars"]
     assert stars == paper.jacobian_study(preset, "public_code", seed=1)["public_code-seed1"]
     for name, config in found.items():
-        changed = [f for f in ("model", "loops", "penalty", "carry", "data", "training") if getattr(config, f) != getattr(stars, f)]
+        changed = [
+            f for f in ("model", "loops", "penalty", "carry", "data", "training") if getattr(config, f) != getattr(stars, f)
+        ]
         assert len(changed) <= 1 or name in ("fixed", "random_half_width", "random_double_width", "inject_noise"), name
     early, late = (found[name].penalty.onset for name in ("stars_early", "stars_late"))
     assert early == 0 <= stars.penalty.onset <= late or preset == "smoke"
