@@ -217,6 +217,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     deadline = time.monotonic() + 60 * args.minutes - CLOSING_SECONDS
     root = find_root()
+    # Loop counts differ from step to step, and so does what is held: fixed segments would leave gaps.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     folder = root / "runs" / (FOLDER if args.size == "paper" else f"{FOLDER}_{args.size}")
     runs = {name: config for name, config in suite(args.size).items() if args.only in name}
     if not runs:
