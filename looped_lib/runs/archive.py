@@ -75,9 +75,9 @@ def _checked(entry: tarfile.TarInfo, archive: str | Path) -> PurePosixPath:
     return name
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(arguments: list[str]) -> None:
     """Unpack an archive."""
     parser = argparse.ArgumentParser(prog="looped-lib unpack", description="Write an archive's results into runs/recorded/")
     parser.add_argument("archive", type=Path)
-    archive = parser.parse_args(argv).archive
+    archive = parser.parse_args(arguments).archive
     print(f"{archive}: {len(unpack(archive))} files written into runs/{RECORDED}")

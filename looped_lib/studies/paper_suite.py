@@ -201,7 +201,7 @@ def _measure_machine(path: Path, seconds: float) -> None:
         print(f"timings: stopped after {seconds:.0f} s", flush=True)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Make the runs; returns the exit status: 0, or 3 if a run failed."""
     parser = argparse.ArgumentParser(prog="looped-lib paper", description="The paper's runs on one GPU")
     parser.add_argument("--minutes", type=float, default=9.5, help="how long this sitting may take (default: 9.5)")
@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=0, help="runs at a time (default: what fits)")
     parser.add_argument("--max-depth", type=int, default=MAX_DEPTH, help=f"deepest loop count measured (default: {MAX_DEPTH})")
     parser.add_argument("--no-timings", action="store_true", help="do not measure the machine first")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(arguments)
     deadline = time.monotonic() + 60 * args.minutes - CLOSING_SECONDS
     root = find_root()
     # Loop counts differ from step to step, and so does what is held: fixed segments would leave gaps.

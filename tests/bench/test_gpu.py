@@ -27,8 +27,8 @@ def test_what_does_not_fit_says_so(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
 
     monkeypatch.setattr(gpu, "_measured", full)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     found = gpu.ouro_timings(TINY, 8, (2,), torch.device("cpu"), 1)
+    assert found.pop("update_seconds") > 0
     assert found == {name: {"error": "CUDA out of memory. Tried to allocate"} for name in ("sft-2", "stars-2")}
 
 
