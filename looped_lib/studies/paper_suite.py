@@ -170,6 +170,7 @@ def make(runs: Configs, folder: Path, machine: Machine, deadline: float, max_dep
 
 def one_run(config: ExperimentConfig, folder: Path, max_depth: int, jobs: int) -> None:
     """One run in this process, on its share of the cores. What goes wrong is in failed.json; an interrupt leaves a checkpoint."""
+    os.setsid()  # Ctrl-C in a terminal is the parent's, which then interrupts this process once
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     (folder / FAILED).unlink(missing_ok=True)
     try:
