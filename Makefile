@@ -14,7 +14,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export HF_UPDATE_DOWNLOAD_COUNTS ?= 0
 
-.PHONY: help tour test lab bench data sweep report
+.PHONY: help tour test lab bench data sweep paper report
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile | expand -t 10
@@ -34,6 +34,9 @@ bench: $(VENV)/.installed  ## speed ratios into runs/bench/result.json
 
 sweep: $(VENV)/.installed  ## run a study of looped_lib/studies/ into runs/: make sweep STUDY=norms SIZE=cpu
 	$(RUN) -m looped_lib sweep $(STUDY) --size $(SIZE)
+
+paper: $(VENV)/.installed  ## the paper's runs on one GPU, ten minutes at a time, into runs/paper/ and runs/paper.tar.gz
+	$(RUN) -m looped_lib paper
 
 report: $(VENV)/.installed  ## every claim of the paper beside what the run folders hold, into runs/report/
 	$(RUN) -m looped_lib report

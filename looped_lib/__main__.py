@@ -17,6 +17,8 @@ COMMANDS = {
     "evaluate": ("ouro.evaluate.harness", "accuracy of Ouro checkpoints by loop count on benchmarks: EVALUATION.json OUT"),
     "notebook": ("studies.batch", "run a notebook as a batch job and export it: NOTEBOOK OUT -p NAME VALUE"),
     "sweep": ("studies.sweep", "run all runs of a study, several at a time: STUDY"),
+    "paper": ("studies.paper_suite", "the paper's runs on one GPU, some minutes at a time"),
+    "unpack": ("runs.archive", "write the results in an archive of `paper` into runs/recorded: ARCHIVE"),
     "digits": ("runs.digits", "accuracy of finished runs on shorter and longer numbers: RUN_DIR..."),
     "record": ("runs.record", "copy what is small of finished runs into runs/recorded: FOLDER..."),
     "report": ("report.write", "every claim of the paper beside what the runs say"),
@@ -25,8 +27,8 @@ COMMANDS = {
 }
 """By name: the module whose `main` it is, and what it does in a line."""
 
-PROCESSES = {"_run": "studies.run", "_engine": "ouro.evaluate.worker"}
-"""Processes that other commands start: one run of a sweep, one engine of an evaluation."""
+PROCESSES = {"_run": "studies.run", "_engine": "ouro.evaluate.worker", "_gpu": "bench.gpu"}
+"""Processes that other commands start: one run of a sweep, one engine of an evaluation, the timings of a GPU."""
 
 
 def overview() -> str:

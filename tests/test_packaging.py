@@ -27,7 +27,7 @@ def test_requirements_are_pinned_exactly():
     assert all(r.count("==") == 1 for r in [*project["dependencies"], *sum(extras.values(), [])])
 
 
-@pytest.mark.parametrize("target", ["tour", "test", "lab", "bench", "data", "sweep", "report"])
+@pytest.mark.parametrize("target", ["tour", "test", "lab", "bench", "data", "sweep", "paper", "report"])
 def test_make_targets_exist(target):
     done = subprocess.run(["make", "-n", "-C", ROOT, target], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -49,13 +49,13 @@ def our_step(config: ExperimentConfig) -> Callable[[], None]:
     return trainer.train_step
 
 
-def public_step(config: ExperimentConfig) -> Callable[[], float]:
+def public_step(config: ExperimentConfig, device: str | torch.device = "cpu") -> Callable[[], float]:
     """A step of the naive form on the same problems, from the same weights."""
     torch.manual_seed(config.seed)
     c = config.training
-    model = public_form.PublicModel(LoopedTransformer(config.model)).train()
+    model = public_form.PublicModel(LoopedTransformer(config.model)).train().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=c.lr, betas=c.betas, weight_decay=c.weight_decay)
-    problems = generate_problems(config.data.digits, c.batch_size, config.data.seed)
+    problems = generate_problems(config.data.digits, c.batch_size, config.data.seed).to(device)
     n_loops = config.loops.sample(config.seed, 0)
     return lambda: public_form.train_step(model, optimizer, problems, n_loops, config.penalty.weight)
 

@@ -27,6 +27,7 @@ from looped_lib.report.measures import (
     where_learned,
 )
 from looped_lib.report.verdicts import Rule
+from looped_lib.studies.sizes import comparable_depth
 
 GROWS = 2.0  # times the norm at the trained depth
 HOLDS = 0.95
@@ -113,6 +114,9 @@ def _say_collapse(name: str, runs: Sequence[Run]) -> str:
 
 def _say_held(name: str, runs: Sequence[Run]) -> str:
     lowest = percent(run.held() for run in runs)
+    if (depth := comparable_depth(runs[0].config.loops)) < DEEPEST:
+        to_depth = percent(run.held(TRAINED, depth) for run in runs)
+        lowest += f", {to_depth} up to {depth} (10.6 times the mean loop count, as 100 in the paper)"
     if all(run.lenient for run in runs):
         lowest += f" (as the public code grades, {percent(run.held_leniently() for run in runs)})"
     return f"{named(name, runs)}: {at(runs, TRAINED)} at 4 loops, {at(runs, 8)} at 8, {at(runs, 16)} at 16, lowest {lowest}"

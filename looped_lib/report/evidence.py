@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from looped_lib.config import ExperimentConfig, from_dict
+from looped_lib.config import ExperimentConfig, TrainingConfig, from_dict
 from looped_lib.core.files import read_json
 from looped_lib.core.project import RECORDED, runs_folder
 from looped_lib.ouro.evaluate.cells import headlines
@@ -155,7 +155,9 @@ class Evidence:
 
 
 def _seedless(config: ExperimentConfig) -> ExperimentConfig:
-    return replace(portable(config), seed=0)
+    """What an experiment is: not its seed, nor how its products are computed, nor how often it writes."""
+    usual = {name: getattr(TrainingConfig, name) for name in ("precision", "compile", "log_every", "checkpoint_every")}
+    return replace(portable(config), seed=0, training=replace(config.training, **usual))
 
 
 def _results(root: Path) -> Iterator[_Result]:

@@ -6,11 +6,15 @@ A value that cannot be meant is a ValueError that names the parameter.
 from dataclasses import replace
 from typing import get_args
 
-from looped_lib.config import CarryConfig, InitialState, InjectionKind, PenaltyConfig
-from looped_lib.studies.sizes import Configs, base, loops, one_of
+from looped_lib.config import CarryConfig, ExperimentConfig, InitialState, InjectionKind, PenaltyConfig
+from looped_lib.regularizers import public_code_penalty
+from looped_lib.studies.sizes import Configs, base, learned, loops, one_of, onset
 
 RECIPES = ("random", "carry", "stars_carry", "inject", "inject_carry", "inject_penalty", "diagonal_noise")
-_LEARNED = {"smoke": 0.5, "cpu": 0.35, "paper": 0.5}  # share of the steps after which a model of each size knows the task
+INGREDIENTS = (
+    *("fixed", "stars", "stars_repeats", "stars_unclipped", "stars_early", "stars_late", "stars_half_width"),
+    *("stars_double_width", "random_half_width", "random_double_width", "relative_change", "inject_noise"),
+)
 
 
 def beyond_study(
@@ -64,9 +68,10 @@ def input_study(
 
 def recipe_study(preset: str, recipe: str, digits: int = 0, seed: int = 0) -> Configs:
     """One candidate for the cheapest training that holds the accuracy at every depth (see `recipes`)."""
-    one_of("recipe", recipe, RECIPES)
+    one_of("recipe", recipe, (*RECIPES, *INGREDIENTS))
     name = "-".join(filter(None, [recipe, f"{digits}digits" * (digits > 0), f"seed{seed}"]))
-    return {name: recipes(preset, seed, digits)[recipe]}
+    make = recipes if recipe in RECIPES else ingredients
+    return {name: make(preset, seed, digits)[recipe]}
 
 
 def recipes(preset: str, seed: int = 0, digits: int = 0) -> Configs:
@@ -81,11 +86,11 @@ def recipes(preset: str, seed: int = 0, digits: int = 0) -> Configs:
     diagonal_noise    random loops (log-normal) from noise, the state decaying towards the input (see `injection`)
     """
     experiment = base(preset, seed, digits)
-    random = replace(experiment, loops=loops(preset, "log_normal" if preset == "paper" else "uniform"))
+    random = replace(experiment, loops=loops(preset, "log_normal" if preset in ("narrow", "paper") else "uniform"))
     inject = replace(random, model=replace(random.model, injection="add"))
-    learned = round(_LEARNED[preset] * experiment.training.steps)
-    carry = CarryConfig(share=0.5, max_loops=200, onset=learned)
-    penalty = PenaltyConfig(weight=0.01, onset=learned)
+    begin = learned(preset, experiment)
+    carry = CarryConfig(share=0.5, max_loops=200, onset=begin)
+    penalty = PenaltyConfig(weight=0.01, onset=begin)
     return {
         "random": random,
         "carry": replace(random, carry=carry),
@@ -94,4 +99,43 @@ def recipes(preset: str, seed: int = 0, digits: int = 0) -> Configs:
         "inject_carry": replace(inject, carry=carry),
         "inject_penalty": replace(inject, penalty=penalty),
         "diagonal_noise": next(iter(input_study(preset, "diagonal", "random", digits=digits, seed=seed).values())),
+    }
+
+
+def ingredients(preset: str, seed: int = 0, digits: int = 0) -> Configs:
+    """STARS (random log-normal loops and the public penalty, w = 0.1) and one thing changed, by their names in INGREDIENTS.
+
+    fixed                 always 4 loops, no penalty
+    stars                 the penalty from the size's onset on
+    stars_repeats         each batch four times in a row
+    stars_unclipped       no gradient clipping
+    stars_early           the penalty from the first step on
+    stars_late            in the last 15 % of the steps only
+    stars_half_width      of the model; likewise double, and random: without the penalty
+    relative_change       instead of the penalty ||h_T - h_{T-1}||^2 / ||h_T||^2 with weight 1
+    inject_noise          no penalty; the input added at every loop, and loops that begin at noise
+    """
+    fixed = base(preset, seed, digits)
+    random = replace(fixed, loops=loops(preset))
+    begin, training = onset(preset, random), fixed.training
+    stars = replace(random, penalty=replace(public_code_penalty(), onset=begin))
+    change = PenaltyConfig(l2_weight=1.0, last_change="relative_squared", onset=begin)
+
+    def wide(experiment: ExperimentConfig, factor: float) -> ExperimentConfig:
+        m = experiment.model
+        return replace(experiment, model=replace(m, d_model=round(factor * m.d_model), d_ff=round(factor * m.d_ff)))
+
+    return {
+        "fixed": fixed,
+        "stars": stars,
+        "stars_repeats": replace(stars, training=replace(training, batch_repeats=4)),
+        "stars_unclipped": replace(stars, training=replace(training, grad_clip=0.0)),
+        "stars_early": replace(stars, penalty=replace(stars.penalty, onset=0)),
+        "stars_late": replace(stars, penalty=replace(stars.penalty, onset=round(0.85 * training.steps))),
+        "stars_half_width": wide(stars, 0.5),
+        "stars_double_width": wide(stars, 2),
+        "random_half_width": wide(random, 0.5),
+        "random_double_width": wide(random, 2),
+        "relative_change": replace(random, penalty=change),
+        "inject_noise": replace(random, model=replace(random.model, injection="add", initial_state="random")),
     }

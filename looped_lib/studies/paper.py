@@ -102,7 +102,7 @@ def loops_study(
         model = replace(model, norm_placement=one_of("norm_placement", placement, get_args(NormPlacement)))
     experiment = replace(experiment, model=model)
     if l2:
-        begin = 0 if preset == "paper" else onset(experiment)
+        begin = 0 if preset == "paper" else onset(preset, experiment)
         experiment = replace(experiment, penalty=PenaltyConfig(l2_weight=l2, onset=begin))
     parts = [distribution, f"prelude{prelude}" * (prelude > 0), f"coda{coda}" * (coda > 0), f"l2_{l2:g}" * (l2 > 0), placement]
     return {"-".join(filter(None, [*parts, f"seed{seed}"])): experiment}
@@ -131,7 +131,7 @@ def jacobian_study(
     if settings != {"product": "vjp", "iterations": 1, "persistent": False, "weight": 0.1}:
         raise ValueError(f"{', '.join(settings)} go with quantity: give one of {', '.join((*get_args(Quantity), 'public_code'))}")
     experiment = replace(base(preset, seed), loops=loops(preset))
-    begin = onset(experiment)
+    begin = onset(preset, experiment)
     on = {"weight": 0.1, "onset": begin, "share": _share(preset)}
     public = {"penalty": replace(public_code_penalty(), onset=begin)}
     changes = {
@@ -167,7 +167,7 @@ def penalty_study(
     start = public_code_penalty() if quantity == "public_code" else PenaltyConfig(quantity=quantity, share=_share(preset))
     settings = {"product": product, "iterations": iterations, "persistent": persistent, "weight": weight}
     name = f"{quantity}-{product}-{iterations}it{'-persistent' * persistent}-w{weight:g}-seed{seed}"
-    return {name: replace(experiment, penalty=replace(start, **settings, onset=onset(experiment)))}
+    return {name: replace(experiment, penalty=replace(start, **settings, onset=onset(preset, experiment)))}
 
 
 def tour(preset: str, seed: int = 0) -> Configs:

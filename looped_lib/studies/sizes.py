@@ -1,8 +1,9 @@
-"""The three sizes of every study, and what studies are made of.
+"""The sizes of every study, and what studies are made of.
 
 smoke   seconds: does everything run?        2 digits, width 16, a few steps
-cpu     minutes on two cores: a real result  3 digits, width 64
-paper   the paper's sizes                    4 digits from data/, width 512, 10,000 steps of 512 problems
+cpu     minutes on two cores: a real result  3 digits, width 64, narrower loop counts than the paper's
+narrow  an hour on one core                  4 digits from data/, the paper's loop counts, width 128
+paper   the paper's sizes (runs/PAPER.md)    4 digits from data/, width 512, 10,000 steps of 512 problems
 """
 
 from dataclasses import replace
@@ -12,7 +13,9 @@ from looped_lib.core.project import find_root
 from looped_lib.samplers import LogNormalLoops, LoopSampler, PoissonLoops, UniformLoops
 
 Configs = dict[str, ExperimentConfig]
-PRESETS = ("smoke", "cpu", "paper")
+PRESETS = ("smoke", "cpu", "narrow", "paper")
+LEARNED = {"smoke": 0.5, "cpu": 0.35, "narrow": 0.6, "paper": 0.5}
+"""Share of the steps after which a model of each size knows the task."""
 
 
 def base(preset: str, seed: int = 0, digits: int = 0) -> ExperimentConfig:
@@ -21,7 +24,7 @@ def base(preset: str, seed: int = 0, digits: int = 0) -> ExperimentConfig:
     With another number of `digits` than the size's own its problems are generated, as many as before, and each digit more
     doubles the steps: with those of three digits four are not always learned (see runs/LOG.md).
     """
-    experiment = {"smoke": _smoke, "cpu": _cpu, "paper": _paper}[one_of("preset", preset, PRESETS)](seed)
+    experiment = {"smoke": _smoke, "cpu": _cpu, "narrow": _narrow, "paper": _paper}[one_of("preset", preset, PRESETS)](seed)
     data, training = experiment.data, experiment.training
     if digits in (0, data.digits):
         return experiment
@@ -31,7 +34,7 @@ def base(preset: str, seed: int = 0, digits: int = 0) -> ExperimentConfig:
 
 
 def loops(preset: str, distribution: str = "log_normal") -> LoopSampler:
-    """The paper's log-normal, Poisson or uniform; narrower in the small presets, where the wide ones learn too slowly."""
+    """The paper's log-normal, Poisson or uniform; narrower in `smoke` and `cpu`, where the wide ones learn too slowly."""
     paper = {
         "log_normal": LogNormalLoops(),
         "poisson": PoissonLoops(rate=5.0),
@@ -42,13 +45,25 @@ def loops(preset: str, distribution: str = "log_normal") -> LoopSampler:
         "poisson": PoissonLoops(rate=3.0, low=2, high=8),
         "uniform": UniformLoops(low=2, high=5),
     }
-    return (paper if preset == "paper" else small)[one_of("distribution", distribution, tuple(small))]
+    return (paper if preset in ("narrow", "paper") else small)[one_of("distribution", distribution, tuple(small))]
 
 
-def onset(experiment: ExperimentConfig) -> int:
-    """First step with a penalty: after the paper's warm-up, but not before half of a short run. Earlier, and the task is never
-    learned (see runs/LOG.md)."""
+def comparable_depth(loops: LoopSampler) -> int:
+    """The loop count that is as many times the mean of `loops` as 100 is of the paper's distribution (10.6)."""
+    return round(100 / LogNormalLoops().mean() * loops.mean())
+
+
+def onset(preset: str, experiment: ExperimentConfig) -> int:
+    """First step with a penalty: after the paper's warm-up, but not before half of a short run, and in `narrow` once the task is
+    learned. Earlier, and it is never learned (see runs/LOG.md)."""
+    if preset == "narrow":
+        return learned(preset, experiment)
     return max(experiment.training.warmup_steps, min(1000, experiment.training.steps // 2))
+
+
+def learned(preset: str, experiment: ExperimentConfig) -> int:
+    """The step by which a model of this size knows the task."""
+    return round(LEARNED[preset] * experiment.training.steps)
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
@@ -63,14 +78,26 @@ def choose(name: str, value: str, choices: tuple[str, ...]) -> tuple[str, ...]:
     return choices if value == "all" else (one_of(name, value, (*choices, "all")),)
 
 
-def _paper(seed: int) -> ExperimentConfig:
+def _files() -> DataConfig:
     data = find_root() / "data"
-    files = {"train_file": f"{data}/train_4digit.jsonl", "test_file": f"{data}/test_4digit.jsonl"}
+    return DataConfig(train_file=f"{data}/train_4digit.jsonl", test_file=f"{data}/test_4digit.jsonl")
+
+
+def _paper(seed: int) -> ExperimentConfig:
     return ExperimentConfig(
         # Machine epsilon is what torch.nn.RMSNorm takes by itself in float32. DeepNorm's alpha is that of section 4.2.
         model=ModelConfig(final_norm="LayerNorm", rms_eps=2.0**-23, deepnorm_alpha=1.0),
-        data=DataConfig(**files),
+        data=_files(),
         training=TrainingConfig(grad_clip=0.0),
+        seed=seed,
+    )
+
+
+def _narrow(seed: int) -> ExperimentConfig:
+    return ExperimentConfig(
+        model=ModelConfig(d_model=128, n_heads=8, d_ff=256, init_std=0.05),
+        data=_files(),
+        training=TrainingConfig(steps=15_000, batch_size=128, lr=1e-3, warmup_steps=200),
         seed=seed,
     )
 

@@ -218,9 +218,8 @@ def _from_yaml(path: Path) -> Study:
     beside = path.resolve().parent / values["notebook"]
     notebook = beside if beside.is_file() else _ours(values["notebook"])
     if notebook is None:
-        raise StudyError(
-            f"{path}, line {lines['notebook']}: notebook: there is no {beside}, and no {values['notebook']} among the project's"
-        )
+        name, line = values["notebook"], lines["notebook"]
+        raise StudyError(f"{path}, line {line}: notebook: there is no {beside}, and no {name} among the project's")
     return Study(
         name=path.stem,
         about=values["about"],
@@ -228,9 +227,7 @@ def _from_yaml(path: Path) -> Study:
         grid=_grid(values),
         set=values.get("set", {}),
         seeds=values.get("seeds", (0,)),
-        sizes={
-            size: sized | ({"grid": _grid(sized)} if "grid" in sized else {}) for size, sized in values.get("sizes", {}).items()
-        },
+        sizes={size: s | ({"grid": _grid(s)} if "grid" in s else {}) for size, s in values.get("sizes", {}).items()},
         file=str(path),
         lines=lines,
     )
@@ -246,14 +243,13 @@ def _wrong_shape(values: dict[str, Any]) -> tuple[str, str] | None:
     for name in ("set", "sizes"):
         if not isinstance(values.get(name, {}), dict):
             return name, "must be a table"
-    tables = _tables(values)
-    if not tables or not all(isinstance(table, dict) for table in tables):
-        return "grid", "must be a table of values, or a list of such tables"
     for size, sized in values.get("sizes", {}).items():
         if not isinstance(sized, dict) or not isinstance(sized.get("set", {}), dict):
             return f"sizes.{size}", "must be a table of seeds, set and grid"
-        if not all(isinstance(table, dict) for table in _tables(sized)):
-            return f"sizes.{size}.grid", "must be a table of values, or a list of such tables"
+    sizes = {f"sizes.{size}.grid": sized for size, sized in values.get("sizes", {}).items()}
+    for where, holder in {"grid": values, **sizes}.items():
+        if not _tables(holder) or not all(isinstance(table, dict) for table in _tables(holder)):
+            return where, "must be a table of values, or a list of such tables"
     return None
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from looped_lib.core.project import find_root
 from looped_lib.samplers import LogNormalLoops, PoissonLoops, UniformLoops
-from looped_lib.studies import beyond, paper
+from looped_lib.studies import beyond, paper, sizes
 
 STUDIES = {"norm": paper.norm_study, "random": paper.random_loop_study, "jacobian": paper.jacobian_study}
 
@@ -90,9 +90,36 @@ def test_recipes_differ_in_what_they_say(preset):
         assert (config.carry.share > 0) == ("carry" in recipe)
         assert (config.penalty.weight > 0) == (recipe in ("stars_carry", "inject_penalty"))
         ((name, four),) = beyond.beyond_study(preset, recipe, digits=4, seed=2).items()
-        assert name == f"{recipe}-4digits-seed2" and four.data.digits == 4 and (four == config) == (preset == "paper")
-    if preset != "paper":
+        assert name == f"{recipe}-4digits-seed2" and four.data.digits == 4 and (four == config) == (preset in ("narrow", "paper"))
+    if preset in ("smoke", "cpu"):
         assert beyond.recipe_study(preset, "stars_carry")["stars_carry-seed0"] == paper.tour(preset)["stars"]
+
+
+@pytest.mark.parametrize("preset", paper.PRESETS)
+def test_ingredients_change_one_thing(preset):
+    found = beyond.ingredients(preset, seed=1)
+    assert tuple(found) == beyond.INGREDIENTS and len(set(map(str, found.values()))) >= len(found) - (preset == "paper")
+    stars = found["stars"]
+    assert stars == paper.jacobian_study(preset, "public_code", seed=1)["public_code-seed1"]
+    for name, config in found.items():
+        changed = [
+            f for f in ("model", "loops", "penalty", "carry", "data", "training") if getattr(config, f) != getattr(stars, f)
+        ]
+        assert len(changed) <= 1 or name in ("fixed", "random_half_width", "random_double_width", "inject_noise"), name
+    early, late = (found[name].penalty.onset for name in ("stars_early", "stars_late"))
+    assert early == 0 <= stars.penalty.onset <= late or preset == "smoke"
+    assert beyond.recipe_study(preset, "stars_early", seed=1) == {"stars_early-seed1": found["stars_early"]}
+
+
+def test_narrow_has_the_papers_loop_counts_and_a_late_penalty():
+    c = beyond.ingredients("narrow")["stars"]
+    assert c.loops == LogNormalLoops() and c.data.train_file and c.penalty.onset == 0.6 * c.training.steps
+    assert (c.model.norm_type, c.model.norm_placement) == ("LayerNorm", "sandwich_dual")
+
+
+def test_depths_are_compared_by_multiples_of_the_mean():
+    """100 loops are 10.6 times the paper's mean; in size cpu, whose mean is 3.1, that is a depth of 33."""
+    assert [sizes.comparable_depth(sizes.loops(size)) for size in ("cpu", "narrow", "paper")] == [33, 100, 100]
 
 
 def test_another_number_of_digits_is_generated_and_trained_as_much_longer():
@@ -127,7 +154,7 @@ def test_a_notebook_has_the_parameters_of_its_function(notebook):
         (lambda: paper.penalty_study("cpu", product="jpv"), "product"),
         (lambda: beyond.input_study("cpu", injection="sum"), "injection"),
         (lambda: beyond.input_study("cpu", initial_state="noise"), "initial_state"),
-        (lambda: beyond.recipe_study("cpu", "stars"), "recipe"),
+        (lambda: beyond.recipe_study("cpu", "starz"), "recipe"),
     ],
 )
 def test_unknown_names_are_refused_with_the_choices(call, name):
