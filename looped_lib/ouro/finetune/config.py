@@ -119,8 +119,7 @@ class UpdatesConfig:
             checks.fail(self, "micro_batch", f"a divisor of batch_size ({self.batch_size})")
         if self.warmup_ratio + self.decay_ratio > 1:
             checks.fail(self, "decay_ratio", f"at most 1 - warmup_ratio ({1 - self.warmup_ratio:g})")
-        if len(self.betas) != 2 or not all(isinstance(b, float) and 0 <= b < 1 for b in self.betas):
-            checks.fail(self, "betas", "two numbers in [0, 1)")
+        checks.numbers(self, 2, 0, 1, "betas", open_end=True)
 
 
 @dataclass(frozen=True, kw_only=True)
