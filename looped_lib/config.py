@@ -233,8 +233,7 @@ class TrainingConfig:
             raise ConfigError(
                 "TrainingConfig.backprop_loops needs one loop count per batch: set per_sequence_loops to False, or it to 0"
             )
-        if len(self.betas) != 2 or not all(isinstance(b, float) and 0 <= b < 1 for b in self.betas):
-            checks.fail(self, "betas", "two numbers in [0, 1)")
+        checks.numbers(self, 2, 0, 1, "betas", open_end=True)
 
 
 @dataclass(frozen=True, kw_only=True)
