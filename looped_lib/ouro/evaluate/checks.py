@@ -20,7 +20,8 @@ from transformers import AutoConfig, AutoTokenizer
 from looped_lib.core.checks import ConfigError
 from looped_lib.core.files import read_json
 from looped_lib.ouro.evaluate.cells import Cell, EvaluationConfig
-from looped_lib.ouro.finetune.plan import GIB, machine
+from looped_lib.ouro.finetune.machine import machine
+from looped_lib.ouro.finetune.plan import GIB
 from looped_lib.ouro.model import costs
 from looped_lib.ouro.model.configuration import OuroConfig
 from looped_lib.ouro.serve.kv_memory import kv_bytes_per_token
