@@ -1,7 +1,8 @@
 """Ouro's configuration: a Llama-shaped decoder, looped. Reads the config.json of the official checkpoints.
 
-What it writes has the official fields (RoPE as `rope_theta` and `rope_scaling`, the type of the weights as `torch_dtype`) beside
-transformers 5's own names for them, and no `auto_map`: that points at code which is not written along.
+What it writes has the official fields (RoPE as `rope_theta` and `rope_scaling`) and those of transformers 5, with two
+differences: the type of the weights is named `dtype`, which was `torch_dtype`, and there is no `auto_map`, which would point at
+code that is not written along.
 """
 
 import math
@@ -62,8 +63,7 @@ class OuroConfig(LlamaConfig):
         out = super().to_dict()
         rope = out["rope_parameters"]
         scaling = None if rope["rope_type"] == "default" else rope
-        dtype = {"torch_dtype": out["dtype"]} if out.get("dtype") else {}
-        return {**out, **dtype, "rope_theta": rope["rope_theta"], "rope_scaling": scaling}
+        return {**out, "rope_theta": rope["rope_theta"], "rope_scaling": scaling}
 
 
 AutoConfig.register("ouro", OuroConfig, exist_ok=True)  # transformers may have an Ouro of its own one day
