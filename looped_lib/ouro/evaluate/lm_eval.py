@@ -6,14 +6,18 @@ Without it, transformers does not know the model type: Ouro is registered by `lo
 calls `AutoModelForCausalLM.from_pretrained` imports. The loop count is the checkpoint's; `harness` measures at every depth.
 """
 
+import argparse
 import sys
 
 
 def main(arguments: list[str]) -> None:
     """lm-eval with these arguments."""
+    parser = argparse.ArgumentParser(prog="looped-lib lm-eval", description="lm-eval's own command, which then knows Ouro")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="lm-eval's: run --help lists them")
+    given = parser.parse_args(arguments).arguments
     import lm_eval.__main__ as command  # slow to import
 
     import looped_lib.ouro.model.modeling  # noqa: F401  registers Ouro
 
-    sys.argv = ["lm_eval", *arguments]  # where it looks for them
+    sys.argv = ["lm_eval", *given]  # where it looks for them
     command.cli_evaluate()
