@@ -15,6 +15,7 @@ COMMANDS = {
     "train": ("training.trainer", "train one experiment and measure nothing: CONFIG.json RUN_DIR"),
     "finetune": ("ouro.finetune.job", "fine-tune Ouro: FINETUNE.json RUN_DIR"),
     "evaluate": ("ouro.evaluate.harness", "accuracy of Ouro checkpoints by loop count on benchmarks: EVALUATION.json OUT"),
+    "lm-eval": ("ouro.evaluate.lm_eval", "lm-eval's own command, which then knows Ouro: run --model hf ..."),
     "notebook": ("studies.batch", "run a notebook as a batch job and export it: NOTEBOOK OUT -p NAME VALUE"),
     "sweep": ("studies.sweep", "run all runs of a study, several at a time: STUDY"),
     "paper": ("studies.paper_suite", "the paper's runs on one GPU, some minutes at a time"),

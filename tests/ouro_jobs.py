@@ -154,8 +154,9 @@ def _work(runs: Sequence[Run], rank: int, processes: int, port: int, prepare: Pr
         kept = []  # a trainer whose life ends here may not let the process go on (see `processes.leave`)
         with process_group():
             for config, run_dir in runs:
-                kept.append(trainer := job.prepare(config, run_dir))
-                job.train(trainer)
+                with job.prepared(config, run_dir) as trainer:
+                    kept.append(trainer)
+                    job.train(trainer)
         leave()
 
 

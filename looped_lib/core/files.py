@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -89,11 +90,16 @@ def holding(folder: str | Path, patience: float = 30.0) -> Iterator[None]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + patience
-    with open(folder / LOCK, "a") as file:  # who waits changes nothing
+    with open(folder / LOCK, "a+") as file:  # who waits changes nothing
         while not lock(file):
             if time.monotonic() > deadline:
-                raise Busy(f"another process is at work in {folder}: wait for it, or use another folder")
+                file.seek(0)
+                who = f" ({who})" if (who := file.read()) else ""
+                raise Busy(f"another process is at work in {folder}{who}: wait for it, or use another folder")
             time.sleep(0.1)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
         yield
 
 

@@ -12,11 +12,18 @@ from urllib.parse import quote
 from looped_lib.core.files import lock
 
 
+def named() -> list[str] | None:
+    """What CUDA_VISIBLE_DEVICES names: numbers, or UUIDs of GPUs or of parts of one; None if it is not set."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
+        return None
+    names = takewhile(lambda name: name != "-1", (name.strip() for name in named.split(",")))  # which ends CUDA's list
+    return [name for name in names if name]
+
+
 def visible() -> list[str]:
     """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them; CUDA is not started."""
-    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        names = takewhile(lambda name: name != "-1", (name.strip() for name in named.split(",")))  # which ends CUDA's list
-        return [name for name in names if name]
+    if (names := named()) is not None:
+        return names
     import torch  # here, because the process of a run that is told its GPUs has no other use for it
 
     return [str(i) for i in range(torch.cuda.device_count())]

@@ -96,11 +96,13 @@ def run_job(job: Callable[[], Any]) -> None:
         try:
             kept = job()  # noqa: F841  DDP must outlive `leave`
         except Exception as e:
-            if dist.distributed_c10d._get_default_store().add("failed", 1) == 1:  # the others only lost this one
+            mine = f"{dist.get_rank()} {errors.status(e)}"
+            first = dist.distributed_c10d._get_default_store().compare_set("failed", "", mine).decode()
+            if first == mine:  # the others only lost this one, and end as it does
                 if errors.mendable(e) is None:
                     get_error_handler().record_exception(e)  # for torchrun's own report
                 errors.say(e)
-            leave(errors.status(e))
+            leave(int(first.split()[1]))
         dist.barrier()
     leave()
 

@@ -16,7 +16,7 @@ from looped_lib.plots.finetuning import PANELS, finetuning, series
 
 
 def watch(job: Job, updates: int, live: bool = True) -> Job:
-    """Follow a job of `updates` updates to its end. RuntimeError with its error if it fails.
+    """Follow a job to its end; `updates` is how many the plan says, until the job has read its data. RuntimeError if it fails.
 
     Interrupting the kernel leaves the job running: call this again to go on watching, or `job.stop()`.
     """
@@ -35,7 +35,7 @@ def watch(job: Job, updates: int, live: bool = True) -> Job:
             table = job.metrics()
             if table.empty:
                 return
-            last = table.iloc[-1]
+            last, bar.total = table.iloc[-1], job.updates() or updates
             bar.update(int(last.step) - bar.n)
             bar.set_postfix(loss=f"{last.loss:.3g}", penalty=f"{last.penalty:.3g}", tokens_per_sec=f"{last.tokens_per_sec:.0f}")
             if curves is not None:

@@ -19,7 +19,8 @@ from looped_lib.core.checks import ConfigError
 from looped_lib.core.files import read_json
 from looped_lib.ouro.evaluate.cells import REMEASURE, Cell, EvaluationConfig
 from looped_lib.ouro.evaluate.checkpoint import find_checkpoint
-from looped_lib.ouro.finetune.plan import GIB, machine
+from looped_lib.ouro.finetune.machine import machine
+from looped_lib.ouro.finetune.plan import GIB
 from looped_lib.ouro.model import costs
 from looped_lib.ouro.model.configuration import OuroConfig
 from looped_lib.ouro.serve.kv_memory import kv_bytes_per_token

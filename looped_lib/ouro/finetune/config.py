@@ -16,7 +16,7 @@ The four modes of the paper's table differ in two fields:
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from looped_lib.config import PenaltyConfig
 from looped_lib.core import checks
@@ -28,28 +28,33 @@ Precision = Literal["fp32", "bf16"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Parallel = Literal["ddp", "fsdp2"]
 Loss = Literal["last_loop", "gate_mixture"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 SYSTEM_PROMPT = "You are a helpful assistant that can assist users with reasoning."
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatDataConfig:
-    """One-turn conversations: a question, and the answer that is learned."""
+    """Conversations, of which the answers are learned: a question and an answer a row, or turns in one column."""
 
     dataset: str = "AI-MO/NuminaMath-1.5"
-    """A dataset of the hub by name, or a local folder, .jsonl or .parquet file."""
+    """A dataset of the hub by name, or a local folder (as the hub has it, or of save_to_disk), .jsonl or .parquet file."""
+    subset: str = ""
+    """What the hub calls a configuration, gsm8k's 'main' for instance, where a dataset has several."""
     split: str = "train"
     """Split of a hub dataset or a local folder."""
     prompt_column: str = "problem"
     """Column with the question."""
     response_column: str = "solution"
     """Column with the answer: the only text with a loss."""
+    messages_column: str = ""
+    """Column with whole conversations, lists of {role, content}, instead of the two: every turn of the assistant is learned."""
     system_prompt: str = SYSTEM_PROMPT
-    """Opens every conversation; empty leaves the system turn out."""
+    """Opens every conversation that does not open with a system turn of its own; empty leaves it out."""
     max_len: int = 2048
     """Tokens kept of a conversation."""
     max_rows: int = 400_000
-    """Rows used, the first ones; 0 uses all."""
+    """Rows used, drawn by the seed from those whose texts are all there; 0 uses all."""
     packing: bool = False
     """Put several conversations into one row of max_len tokens, blind to each other."""
 
@@ -57,9 +62,8 @@ class ChatDataConfig:
         checks.text(self, "dataset", "split", "prompt_column", "response_column")
         checks.whole(self, 2, "max_len")
         checks.whole(self, 0, "max_rows")
+        checks.text(self, "subset", "messages_column", "system_prompt", empty=True)
         checks.flag(self, "packing")
-        if not isinstance(self.system_prompt, str):
-            checks.fail(self, "system_prompt", "a text (empty for none)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +106,8 @@ class UpdatesConfig:
     """Train low-rank adapters of this rank on all projections of the layers; 0 trains every weight."""
     log_every: int = 1
     """Updates between lines in metrics.jsonl."""
+    report_to: tuple[Tracker, ...] = ("tensorboard",)
+    """Who else gets the lines of metrics.jsonl; none if empty. All but TensorBoard are to be installed, and set up, by you."""
     checkpoint_every: int = 300
     """Updates between checkpoints."""
     checkpoints_kept: int = 2
@@ -120,6 +126,9 @@ class UpdatesConfig:
         if self.warmup_ratio + self.decay_ratio > 1:
             checks.fail(self, "decay_ratio", f"at most 1 - warmup_ratio ({1 - self.warmup_ratio:g})")
         checks.numbers(self, 2, 0, 1, "betas", open_end=True)
+        trackers = get_args(Tracker)
+        if not isinstance(self.report_to, tuple | list) or not all(name in trackers for name in self.report_to):
+            checks.fail(self, "report_to", f"a list with none or some of {', '.join(trackers)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,10 +158,11 @@ class FinetuneConfig:
 
     def __post_init__(self):
         checks.text(self, "model")
+        checks.text(self, "tokenizer", empty=True)
         checks.choice(self, loss=Loss)
         checks.flag(self, "from_scratch")
         checks.number(self, 0, math.inf, "entropy_weight")
-        checks.whole(self, 0, "seed")
+        checks.whole(self, 0, "seed", most=2**32 - 1)  # what NumPy's own generator takes
         first_order = self.penalty.product == "finite_difference" or self.penalty.weight == 0
         if self.updates.parallel == "fsdp2" and not first_order:
             raise ConfigError(
@@ -164,6 +174,8 @@ class FinetuneConfig:
                 "PenaltyConfig.product must be 'finite_difference' with UpdatesConfig.compile, which has no second "
                 f"derivatives, got {self.penalty.product!r}"
             )
+        if self.updates.attention == "flash_attention_2" and self.updates.precision == "fp32":
+            raise ConfigError("UpdatesConfig.precision must be 'bf16' with 'flash_attention_2', which has no float32, got 'fp32'")
         if self.data.packing and self.updates.attention == "flash_attention_2" and self.updates.micro_batch > 1:
             raise ConfigError(
                 "UpdatesConfig.micro_batch must be 1 with ChatDataConfig.packing and 'flash_attention_2', which tells packed "
@@ -173,3 +185,8 @@ class FinetuneConfig:
             raise ConfigError("FinetuneConfig.from_scratch leaves adapters (UpdatesConfig.lora_rank) without weights to adapt")
         if self.penalty.l2_weight or self.penalty.public_code or self.penalty.persistent:
             raise ConfigError("PenaltyConfig.l2_weight, public_code and persistent are for the addition study only")
+
+
+def updates_of(c: UpdatesConfig, rows: int) -> int:
+    """Updates of a run over `rows` rows: those asked for, or one pass."""
+    return c.steps or math.ceil(rows / c.batch_size)

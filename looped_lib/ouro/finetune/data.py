@@ -1,15 +1,14 @@
-"""From questions and answers to batches of tokens, with the loss on the answers alone.
+"""From conversations to batches of tokens, with the loss on the answers alone.
 
-    load_rows   a dataset of the hub, a local folder, a .jsonl or .parquet file
     tokenise    rows of tokens and labels, cached on disk; with packing, several conversations to a row
     Collator    padded tensors
 
-A conversation is the prompt (system turn, question, opening of the answer's turn: `prompt_text`, which generation starts from
-too) and the rest (the answer and what closes its turn). The two are tokenised apart, so that the model learns to go on from
-exactly the tokens it is given when it is asked. Labels are the rest's tokens; IGNORE stands on the prompt and on padding.
+A conversation is written out by the chat template and cut where answers begin and end: what opens an answer is the text that
+generation starts from too (`prompt_text`), and what is learned is the answer and what closes its turn. The pieces are tokenised
+apart, so that the model learns to go on from exactly the tokens it is given when it is asked. Labels are the tokens of the
+answers; IGNORE stands on all others and on padding.
 """
 
-import glob
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -19,19 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, List, Value, load_dataset, load_dataset_builder
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets import Dataset, Features, List, Value
+from datasets import config as datasets_config
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import pack_dataset
 
 from looped_lib.config import to_dict
-from looped_lib.core import checks
-from looped_lib.core.checks import ConfigError
+from looped_lib.ouro.finetune import rows as rows_module
 from looped_lib.ouro.finetune.config import ChatDataConfig
+from looped_lib.ouro.finetune.rows import Drawn, conversations
 from looped_lib.tasks.addition import IGNORE
 
-READERS = {".jsonl": "json", ".parquet": "parquet"}
 SIZES = ("full_len", "answer_len")  # of each conversation: all its tokens before truncation, those with a label after it
 
 
@@ -39,12 +37,16 @@ SIZES = ("full_len", "answer_len")  # of each conversation: all its tokens befor
 class TokenReport:
     """What became of the rows; its text is one sentence."""
 
+    found: int
+    """Rows of the dataset."""
+    empty: int
+    """Rows left out because a text of theirs is missing or blank."""
+    rule: str
+    """How rows were chosen among the others."""
     rows: int
-    """Rows read."""
+    """Rows chosen."""
     kept: int
     """Conversations that are learned."""
-    empty: int
-    """Rows left out because question or answer is missing or blank."""
     no_answer: int
     """Rows left out because no token of the answer is within max_len."""
     truncated: int
@@ -56,9 +58,9 @@ class TokenReport:
 
     def __str__(self) -> str:
         return (
-            f"{self.kept:,} of {self.rows:,} conversations kept ({self.truncated:,} of them truncated; left out: {self.empty:,} "
-            f"with an empty question or answer, {self.no_answer:,} without an answer before the limit): {self.tokens:,} tokens, "
-            f"{self.answer_tokens:,} of them learned"
+            f"{self.kept:,} of {self.found:,} conversations kept ({self.truncated:,} of them truncated; left out: {self.empty:,} "
+            f"with an empty question or answer, {self.no_answer:,} without an answer before the limit; {self.rule}): "
+            f"{self.tokens:,} tokens, {self.answer_tokens:,} of them learned"
         )
 
 
@@ -106,40 +108,21 @@ class Collator:
         return batch
 
 
-def load_rows(config: ChatDataConfig) -> Dataset:
-    """The first `max_rows` rows of the dataset, with all its columns; question and answer are text or missing in each.
-
-    Raises ConfigError on a dataset, split or column that is not there (and says which are), ValueError on a dataset without rows,
-    a file that cannot be read, and a wrong line or row.
-    """
-    source = Path(config.dataset)
-    if source.is_dir():
-        rows = _load_folder(source, config)
-    elif source.is_file():
-        rows = _load_file(source, config)
-    elif source.suffix in READERS or config.dataset.startswith((".", "/", "~")) or config.dataset.count("/") > 1:
-        checks.fail(config, "dataset", "an existing folder, .jsonl or .parquet file, or a dataset of the hub (owner/name)")
-    else:
-        rows = _load_from_hub(config)
-    rows = rows.select(range(min(len(rows), config.max_rows or len(rows))))
-    _check_columns(rows, config)
-    return rows
-
-
 def prompt_text(tokenizer: PreTrainedTokenizerBase, problem: str, system_prompt: str) -> str:
     """The conversation up to where the answer begins; an empty `system_prompt` leaves the system turn out."""
-    return tokenizer.apply_chat_template(_turns(problem, system_prompt), tokenize=False, add_generation_prompt=True)
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return _written(tokenizer, [*system, {"role": "user", "content": problem}], add_generation_prompt=True)
 
 
-def tokenise(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: ChatDataConfig) -> TokenisedRows:
-    """Every row of `load_rows` as tokens and labels, cut to `max_len`; rows without a label left are filtered.
+def tokenise(drawn: Drawn, tokenizer: PreTrainedTokenizerBase, config: ChatDataConfig) -> TokenisedRows:
+    """Every drawn row as tokens and labels, cut to `max_len`; rows without a label left are filtered.
 
     With packing, each row holds whole conversations, best-fit, at most `max_len` tokens together; `position_ids` count from 0 in
-    each. Done once: the result is cached beside the rows' own cache, under a name that follows from the rows, the tokenizer,
-    its chat template, the config and this file, so that every process finds it. Raises ValueError if the chat template does not
-    open a conversation with its prompt, or if no row is left.
+    each. Done once: the result is cached in the cache of `datasets`, under a name that follows from the rows, the tokenizer, its
+    chat template, the config and the code, so that every process finds it. Raises ValueError if the chat template cannot write
+    a conversation out, or does not open it with its prompt, or if no row is left.
     """
-    key = _fingerprint(rows, tokenizer, config)
+    rows, key = drawn.dataset, _fingerprint(drawn.dataset, tokenizer, config)
     columns = ("input_ids", "labels", *(["position_ids"] if config.packing else []))
     number = Value("int32")
     every = rows.map(
@@ -149,16 +132,18 @@ def tokenise(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: ChatData
         fn_kwargs={"tokenizer": tokenizer, "config": config},
         remove_columns=rows.column_names,
         features=Features({name: List(number) for name in columns} | {name: number for name in SIZES}),
-        new_fingerprint=key,
         desc="Tokenising",
+        **_cached(key),
     )
     full, answer = (np.asarray(every.with_format("numpy")[name][:]) for name in SIZES)
     kept = answer > 0
     report = TokenReport(
+        found=drawn.found,
+        empty=drawn.empty,
+        rule=drawn.rule,
         rows=len(every),
         kept=int(kept.sum()),
-        empty=int((full == 0).sum()),
-        no_answer=int(((full > 0) & ~kept).sum()),
+        no_answer=int((~kept).sum()),
         truncated=int((full[kept] > config.max_len).sum()),
         tokens=int(full[kept].clip(max=config.max_len).sum()),
         answer_tokens=int(answer.sum()),
@@ -167,133 +152,77 @@ def tokenise(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: ChatData
         raise ValueError(f"{config.dataset}: nothing to learn from: {report}")
     dataset = every.select(np.flatnonzero(kept)).remove_columns(list(SIZES))
     if config.packing:
-        cache = {"new_fingerprint": f"{key}-packed", "desc": "Packing", "batch_size": 10_000}  # each batch leaves a gap or two
-        dataset = pack_dataset(dataset, config.max_len, "bfd", cache).remove_columns("seq_lengths")
+        options = {**_cached(f"{key}-packed"), "desc": "Packing", "batch_size": 10_000}  # each batch leaves a gap or two
+        dataset = pack_dataset(dataset, config.max_len, "bfd", options).remove_columns("seq_lengths")
     return TokenisedRows(dataset, report)
 
 
-def _load_folder(folder: Path, config: ChatDataConfig) -> Dataset:
-    try:
-        files = load_dataset_builder(str(folder)).config.data_files or {}
-    except FileNotFoundError:
-        checks.fail(config, "dataset", "a folder with .jsonl or .parquet files")
-    if config.split not in files:
-        checks.fail(config, "split", f"one of the splits of {folder}: {', '.join(map(str, files))}")
-    for file in files[config.split]:
-        if file.endswith(".jsonl"):
-            _check_lines(file, config)
-    return _read(config, str(folder), split=config.split)
-
-
-def _load_file(file: Path, config: ChatDataConfig) -> Dataset:
-    if file.suffix not in READERS:
-        checks.fail(config, "dataset", "a .jsonl or .parquet file")
-    if file.suffix == ".jsonl":
-        _check_lines(str(file), config)
-    return _read(config, READERS[file.suffix], data_files=glob.escape(str(file)), split="train")
-
-
-def _load_from_hub(config: ChatDataConfig) -> Dataset:
-    try:
-        splits = _read(config, config.dataset)
-    except (ConnectionError, DatasetNotFoundError) as e:
-        raise ConfigError(
-            f"ChatDataConfig.dataset {config.dataset!r} is no file or folder here, and the hub did not give it ({e}). Without "
-            "network, copy the dataset's folder to this machine and give its path"
-        ) from e
-    if config.split not in splits:
-        checks.fail(config, "split", f"one of the splits of {config.dataset}: {', '.join(splits)}")
-    return splits[config.split]
-
-
-def _read(config: ChatDataConfig, *args: Any, **kwargs: Any) -> Any:
-    try:
-        return load_dataset(*args, **kwargs)
-    except (DatasetGenerationError, ValueError, StopIteration) as e:  # the last one from a file without a byte
-        raise ValueError(f"{config.dataset}: no rows that can be read ({str(e.__cause__ or e) or 'empty file'})") from e
-
-
-def _check_lines(path: str, config: ChatDataConfig) -> None:
-    """The reader guesses types from the first lines and turns later numbers into text: every line is looked at before."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                record = json.loads(line)
-            except ValueError as e:
-                raise ValueError(f"{where}: not JSON ({e})") from None
-            if not isinstance(record, dict):
-                raise ValueError(f"{where}: must be an object with {' and '.join(_names(config))}, got {type(record).__name__}")
-            for name in _names(config):
-                _check_text(record.get(name), name, where)
-
-
-def _check_columns(rows: Dataset, config: ChatDataConfig) -> None:
-    for field, name in zip(("prompt_column", "response_column"), _names(config), strict=True):
-        if name not in rows.column_names:
-            checks.fail(config, field, f"a column of {config.dataset}, which has {', '.join(rows.column_names)}")
-        if getattr(rows.features[name], "dtype", None) not in ("string", "large_string"):
-            for number, value in enumerate(rows[name]):
-                _check_text(value, name, f"{config.dataset}, row {number}")
-
-
-def _check_text(value: Any, name: str, where: str) -> None:
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"{where}: {name} must be a text, got {value!r}")
-
-
-def _names(config: ChatDataConfig) -> tuple[str, str]:
-    return config.prompt_column, config.response_column
-
-
-def _turns(problem: str, system_prompt: str) -> list[dict[str, str]]:
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return [*system, {"role": "user", "content": problem}]
+def _cached(key: str) -> dict[str, str]:
+    """Where `map` keeps its result. Left to itself, it would write into a folder of `save_to_disk`."""
+    folder = Path(datasets_config.HF_DATASETS_CACHE) / "looped_lib"
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"new_fingerprint": key, "cache_file_name": str(folder / f"{key}.arrow")}
 
 
 def _fingerprint(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: ChatDataConfig) -> str:
     words = json.loads(tokenizer.backend_tokenizer.to_str())
     del words["padding"], words["truncation"]  # left behind by the last call
     parts = [rows._fingerprint, words, tokenizer.chat_template, tokenizer.special_tokens_map, to_dict(config)]
-    text = json.dumps(parts, sort_keys=True).encode() + Path(__file__).read_bytes()
+    text = json.dumps(parts, sort_keys=True).encode()
+    text += b"".join(Path(module).read_bytes() for module in (__file__, rows_module.__file__))
     return hashlib.sha256(text).hexdigest()[:32]
 
 
 def _tokenise_batch(
-    batch: Mapping[str, list[str | None]], numbers: list[int], tokenizer: PreTrainedTokenizerBase, config: ChatDataConfig
+    batch: Mapping[str, list[Any]], numbers: list[int], tokenizer: PreTrainedTokenizerBase, config: ChatDataConfig
 ) -> dict[str, list[Any]]:
-    pairs = zip(*(batch[name] for name in _names(config)), numbers, strict=True)
-    parts = [_parts(*pair, tokenizer, config) for pair in pairs]
-    prompts, rests = (_encode(tokenizer, list(texts)) for texts in zip(*parts, strict=True))
-    sizes = [(len(prompt), len(prompt) + len(rest)) for prompt, rest in zip(prompts, rests, strict=True)]
-    out: dict[str, list[Any]] = {
-        "input_ids": [(prompt + rest)[: config.max_len] for prompt, rest in zip(prompts, rests, strict=True)],
-        "labels": [([IGNORE] * len(prompt) + rest)[: config.max_len] for prompt, rest in zip(prompts, rests, strict=True)],
-        "full_len": [full for _, full in sizes],
-        "answer_len": [max(0, min(full, config.max_len) - prompt) for prompt, full in sizes],
-    }
+    written = [_pieces(turns, n, tokenizer) for turns, n in zip(conversations(batch, config), numbers, strict=True)]
+    tokens = iter(_encode(tokenizer, [text for pieces in written for text in pieces]))
+    out: dict[str, list[Any]] = {"input_ids": [], "labels": [], "full_len": [], "answer_len": []}
+    for pieces in written:
+        ids: list[int] = []
+        labels: list[int] = []
+        for i in range(len(pieces)):  # what is given and what is learned take turns
+            piece = next(tokens)
+            ids += piece
+            labels += piece if i % 2 else [IGNORE] * len(piece)
+        out["full_len"].append(len(ids))
+        out["input_ids"].append(ids[: config.max_len])
+        out["labels"].append(labels[: config.max_len])
+        out["answer_len"].append(sum(label != IGNORE for label in labels[: config.max_len]))
     if config.packing:
         out["position_ids"] = [list(range(len(ids))) for ids in out["input_ids"]]
     return out
 
 
-def _parts(
-    question: str | None, answer: str | None, number: int, tokenizer: PreTrainedTokenizerBase, config: ChatDataConfig
-) -> tuple[str, str]:
-    """The prompt and the rest of a conversation; two empty texts if one is missing."""
-    if not (question and question.strip() and answer and answer.strip()):
-        return "", ""
-    prompt = prompt_text(tokenizer, question, config.system_prompt)
-    turns = [*_turns(question, config.system_prompt), {"role": "assistant", "content": answer}]
-    whole = tokenizer.apply_chat_template(turns, tokenize=False)
-    if not prompt or not whole.startswith(prompt):
-        raise ValueError(
-            f"row {number}: the chat template must open the whole conversation with the prompt it renders for generation, "
-            f"{prompt!r}, got {whole[: len(prompt)]!r}"
-        )
-    return prompt, whole[len(prompt) :]
+def _pieces(turns: list[dict[str, str]], number: int, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """A conversation in pieces: what comes before an answer, the answer, what comes before the next one, ..."""
+    pieces: list[str] = []
+    try:
+        for end in (i for i, turn in enumerate(turns) if turn["role"] == "assistant"):
+            for text in (
+                _written(tokenizer, turns[:end], add_generation_prompt=True),
+                _written(tokenizer, turns[: end + 1], add_generation_prompt=False),
+            ):
+                before = "".join(pieces)
+                if not text.startswith(before) or text == before:
+                    raise ValueError(
+                        "the chat template must open the whole conversation with the prompt it renders for generation, "
+                        f"{before!r}, got {text[: len(before)]!r}"
+                    )
+                pieces.append(text[len(before) :])
+    except ValueError as e:
+        raise ValueError(f"row {number}: {e}") from None
+    return pieces
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    """A conversation as the chat template writes it. ValueError if it cannot: a template is a program, and may be damaged."""
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except Exception as e:
+        reason = " ".join(f"{type(e).__name__}: {e}".split())
+        raise ValueError(f"the chat template of {tokenizer.name_or_path} cannot write a conversation ({reason})") from None
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

@@ -1,24 +1,50 @@
 """The folder of a fine-tuning run: the names in it, and whose it is."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from looped_lib.config import to_dict
+from looped_lib.config import from_dict, to_dict
 from looped_lib.core.checks import ConfigError
-from looped_lib.core.files import read_json, write_json
+from looped_lib.core.files import holding, read_json, write_json
 from looped_lib.core.project import FINETUNE
 from looped_lib.ouro.finetune.config import FinetuneConfig
+from looped_lib.training.processes import Processes
 
-CONFIG, RESULT, METRICS, MODEL = FINETUNE, "result.json", "metrics.jsonl", "model"
+CONFIG, RESULT, METRICS, MODEL, DATA = FINETUNE, "result.json", "metrics.jsonl", "model", "data.json"
 STOP = "stop"  # a file of this name ends the run after its next logged update, with a checkpoint
 
 
-def write_config(config: FinetuneConfig, run_dir: Path) -> None:
-    """Write the config of a run into its folder. ConfigError, naming the fields, if another one is there."""
-    path, mine = run_dir / CONFIG, to_dict(config)
-    if path.exists() and (differing := sorted(_differing(read_json(path), mine))):
+def check_config(config: FinetuneConfig, run_dir: Path) -> None:
+    """ConfigError, naming the fields, if the folder is of a run with other settings. Fields it was written without count as
+    their defaults."""
+    path = run_dir / CONFIG
+    if not path.exists():
+        return
+    theirs = to_dict(from_dict(FinetuneConfig, read_json(path), str(path)))
+    if differing := sorted(_differing(theirs, to_dict(config))):
         raise ConfigError(f"{path} is of a run with other settings ({', '.join(differing)}): choose another folder, or delete it")
-    write_json(path, mine)
+
+
+@contextmanager
+def claimed(config: FinetuneConfig, run_dir: Path, processes: Processes) -> Iterator[None]:
+    """The run's folder for this job alone while the block runs, with the job's config in it; all its processes must call.
+
+    ConfigError on another run's folder, Busy if another job is at work in it. A finished run is only read.
+    """
+    if not processes.first:
+        processes.wait()
+        yield
+        return
+    check_config(config, run_dir)
+    with nullcontext() if (run_dir / RESULT).exists() else holding(run_dir):
+        if not (run_dir / RESULT).exists():
+            check_config(config, run_dir)
+            write_json(run_dir / CONFIG, to_dict(config))
+            (run_dir / STOP).unlink(missing_ok=True)
+        processes.wait()
+        yield
 
 
 def _differing(a: Any, b: Any, name: str = "") -> list[str]:

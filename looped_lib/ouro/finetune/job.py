@@ -2,10 +2,10 @@
 
     torchrun --nproc_per_node 8 -m looped_lib.ouro.finetune CONFIG.json RUN_DIR
 
-CONFIG.json is a FinetuneConfig (see `ouro.config`; fields left out take the paper's values). RUN_DIR gets
+CONFIG.json is a FinetuneConfig (see `looped_lib.ouro.finetune.config`; fields left out take the paper's values). RUN_DIR gets
 
     finetune.json    the config          metrics.jsonl, tensorboard/   loss, penalty, depth, tokens/s, MFU, memory by update
-    checkpoints/     see `ouro.saving`   model/                        the final model, for from_pretrained and vLLM
+    checkpoints/     see `saving`        model/                        the final model, for from_pretrained and vLLM
     data.json        rows kept and left out                           result.json   what was run, once it is done
 
 The same command goes on where a killed run stood, on any number of processes. On several machines give torchrun its own options
@@ -13,9 +13,10 @@ on each, --nnodes, --node_rank and --rdzv_endpoint HOST:PORT; RUN_DIR and the da
 """
 
 import argparse
-import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -24,16 +25,19 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations.integration_utils import get_available_reporting_integrations
+from transformers.utils import is_flash_attn_2_available
 
 from looped_lib.config import from_dict, to_dict
 from looped_lib.core.checks import ConfigError
 from looped_lib.core.errors import work
 from looped_lib.core.files import read_json, write_json
 from looped_lib.ouro.finetune import saving
-from looped_lib.ouro.finetune.config import FinetuneConfig, UpdatesConfig
-from looped_lib.ouro.finetune.data import Collator, load_rows, tokenise
-from looped_lib.ouro.finetune.folder import METRICS, MODEL, RESULT, STOP, write_config
+from looped_lib.ouro.finetune.config import FinetuneConfig, UpdatesConfig, updates_of
+from looped_lib.ouro.finetune.data import Collator, tokenise
+from looped_lib.ouro.finetune.folder import DATA, METRICS, MODEL, RESULT, claimed
 from looped_lib.ouro.finetune.loading import load_architecture, load_model, load_tokenizer
+from looped_lib.ouro.finetune.rows import load_rows
 from looped_lib.ouro.finetune.trainer import LoopedTrainer
 from looped_lib.runs.folders import provenance
 from looped_lib.tasks.tokenizer import TURN_END
@@ -44,23 +48,28 @@ from looped_lib.training.processes import Processes, run_job
 def finetune(config: FinetuneConfig, run_dir: str | Path) -> None:
     """Train, or go on training, what `config` says in `run_dir`; does nothing if that is done. Within torchrun's process group.
 
-    ConfigError, before any work, on a config that the folder's run was not started with.
+    Before any work: ConfigError on a config that the folder's run was not started with, Busy if another job is at work in it.
     """
-    trainer = prepare(config, Path(run_dir))
-    if trainer is not None:
-        train(trainer)
+    with prepared(config, Path(run_dir)) as trainer:
+        if trainer is not None:
+            train(trainer)
 
 
-def prepare(config: FinetuneConfig, run_dir: Path) -> LoopedTrainer | None:
-    """All that comes before the first update; None if the run is done. What is quickly checked is checked first.
+@contextmanager
+def prepared(config: FinetuneConfig, run_dir: Path) -> Iterator[LoopedTrainer | None]:
+    """`prepare` in a folder that is this job's alone while the block runs. What is quickly checked is checked first."""
+    processes = Processes.from_environment()
+    accumulation(config.updates, processes.world)
+    check_installed(config.updates)
+    with claimed(config, run_dir, processes):
+        yield prepare(config, run_dir, processes)
+
+
+def prepare(config: FinetuneConfig, run_dir: Path, processes: Processes) -> LoopedTrainer | None:
+    """All that comes before the first update; None if the run is done.
 
     ConfigError, ValueError (data) or FileNotFoundError say what is wrong.
     """
-    processes = Processes.from_environment()
-    accumulation(config.updates, processes.world)
-    if processes.first:
-        write_config(config, run_dir)
-        (run_dir / STOP).unlink(missing_ok=True)
     if (run_dir / RESULT).exists():
         return None
     architecture, tokenizer = load_architecture(config), load_tokenizer(config)
@@ -113,6 +122,17 @@ def accumulation(c: UpdatesConfig, world: int) -> int:
     return c.batch_size // (c.micro_batch * world)
 
 
+def check_installed(c: UpdatesConfig) -> None:
+    """ConfigError on settings that need a package which is not there."""
+    if c.attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ConfigError(
+            "UpdatesConfig.attention 'flash_attention_2' needs the package flash-attn and a GPU, which are not both here: "
+            "install it, or choose 'sdpa'"
+        )
+    if missing := [name for name in c.report_to if name not in get_available_reporting_integrations()]:
+        raise ConfigError(f"UpdatesConfig.report_to: {', '.join(missing)} is not installed: pip install {' '.join(missing)}")
+
+
 def shard(model: Any, bf16: bool) -> None:
     """FSDP2: every layer, then the rest, split over all processes; the Trainer then leaves the model as it is."""
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
@@ -127,10 +147,11 @@ def load_data(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, run_di
     """The tokenised conversations; the first process makes the cache that the others read. Counts go to data.json."""
     if not processes.first:
         processes.wait()
-    tokenised = tokenise(load_rows(config.data), tokenizer, config.data)
+    tokenised = tokenise(load_rows(config.data, config.seed), tokenizer, config.data)
     if processes.first:
         print(tokenised.report, flush=True)
-        write_json(run_dir / "data.json", asdict(tokenised.report))
+        updates = updates_of(config.updates, len(tokenised.dataset))
+        write_json(run_dir / DATA, {**asdict(tokenised.report), "updates": updates})
         processes.wait()
     return tokenised.dataset
 
@@ -138,13 +159,14 @@ def load_data(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, run_di
 def arguments(config: FinetuneConfig, run_dir: Path, rows: int, world: int) -> TrainingArguments:
     """The Trainer's settings."""
     c = config.updates
-    steps = c.steps or math.ceil(rows / c.batch_size)
+    steps = updates_of(c, rows)
     cuda = torch.cuda.is_available()
     schedule = {
         "warmup_stable_decay": {"num_decay_steps": round(c.decay_ratio * steps), "min_lr_ratio": c.min_lr_ratio},
         "cosine": {"min_lr_rate": c.min_lr_ratio},
     }[c.schedule]
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")
+    os.environ.setdefault("WANDB_DIR", str(run_dir))
     return TrainingArguments(
         output_dir=str(run_dir),
         max_steps=steps,
@@ -171,7 +193,8 @@ def arguments(config: FinetuneConfig, run_dir: Path, rows: int, world: int) -> T
         remove_unused_columns=False,
         use_cache=True,  # in the config.json that is saved; training does not use one
         ddp_find_unused_parameters=config.loss == "gate_mixture" and 1 in config.loops.support,  # one loop needs no gate
-        report_to=["tensorboard"],
+        report_to=list(c.report_to) or "none",
+        run_name=f"{run_dir.parent.name}/{run_dir.name}",
         disable_tqdm=not sys.stderr.isatty(),
     )
 
@@ -222,10 +245,11 @@ def main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
 
     def job() -> LoopedTrainer | None:
-        trainer = prepare(from_dict(FinetuneConfig, read_json(args.config), str(args.config)), args.run_dir)
-        if trainer is not None:
-            with work():
-                train(trainer)
+        config = from_dict(FinetuneConfig, read_json(args.config), str(args.config))
+        with prepared(config, args.run_dir) as trainer:
+            if trainer is not None:
+                with work():
+                    train(trainer)
         return trainer
 
     run_job(job)

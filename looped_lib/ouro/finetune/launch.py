@@ -18,10 +18,11 @@ from typing import Any
 import pandas as pd
 import psutil
 
-from looped_lib.core.files import read_json, write_json
+from looped_lib.config import to_dict
+from looped_lib.core.files import holding, read_json, write_json
 from looped_lib.core.quiet import quiet_environment
 from looped_lib.ouro.finetune.config import FinetuneConfig
-from looped_lib.ouro.finetune.folder import CONFIG, METRICS, RESULT, STOP, write_config
+from looped_lib.ouro.finetune.folder import CONFIG, DATA, METRICS, RESULT, STOP, check_config
 from looped_lib.training.metrics import read_metrics
 
 LOG, JOB = "train.log", "job.json"
@@ -49,6 +50,11 @@ class Job:
         """What was logged so far, a row per logged update."""
         path = self.run_dir / METRICS
         return pd.DataFrame(read_metrics(path) if path.exists() else [])
+
+    def updates(self) -> int | None:
+        """Updates of the whole run; None before its data is read."""
+        path = self.run_dir / DATA
+        return read_json(path).get("updates") if path.exists() else None
 
     def error(self) -> str:
         """Why the job failed: its `error:` line, or else what killed a process, and the end of its last start's log."""
@@ -105,13 +111,16 @@ def attach(run_dir: str | Path) -> Job:
 def start(config: FinetuneConfig, run_dir: str | Path, processes: int) -> Job:
     """Start `config` in `run_dir` on `processes` processes (one per GPU), go on with it, or find it running or finished.
 
-    ConfigError, before anything starts, if the folder is of a run with other settings.
+    Before anything starts: ConfigError if the folder is of a run with other settings, Busy if a job that was started by other
+    means is at work in it.
     """
     job = Job(Path(run_dir).resolve())
-    write_config(config, job.run_dir)
+    check_config(config, job.run_dir)
     if job.state in ("finished", "running"):
         return job
-    (job.run_dir / STOP).unlink(missing_ok=True)
+    with holding(job.run_dir):
+        write_json(job.run_dir / CONFIG, to_dict(config))
+        (job.run_dir / STOP).unlink(missing_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += ["-m", "looped_lib.ouro.finetune", str(job.run_dir / CONFIG), str(job.run_dir)]
     threads = max(1, (os.cpu_count() or 1) // processes)

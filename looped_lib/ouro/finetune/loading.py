@@ -22,7 +22,7 @@ def load_architecture(config: FinetuneConfig) -> OuroConfig:
     _check_source(config, "model", config.model)
     try:
         architecture = AutoConfig.from_pretrained(config.model)
-    except (OSError, ValueError) as e:
+    except Exception as e:  # a damaged file may raise anything
         raise ConfigError(f"FinetuneConfig.model {config.model!r} could not be loaded: {_first_line(e)}") from None
     if not isinstance(architecture, OuroConfig):
         raise ConfigError(f"FinetuneConfig.model must be an Ouro model, got {config.model!r} of type {architecture.model_type!r}")
@@ -35,7 +35,7 @@ def load_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
     _check_source(config, "tokenizer", source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as e:
+    except Exception as e:
         raise ConfigError(
             f"FinetuneConfig.tokenizer: {source!r} has no tokenizer that can be loaded ({_first_line(e)})"
         ) from None
@@ -91,4 +91,6 @@ def _check_source(config: FinetuneConfig, name: str, source: str) -> None:
 
 
 def _first_line(e: BaseException) -> str:
-    return str(e).strip().split("\n")[0].rstrip(": ")
+    """What an error says first; where that only announces the rest, the next line too."""
+    lines = [line.strip() for line in str(e).splitlines() if line.strip()] or [type(e).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(": ")

@@ -1,9 +1,17 @@
-"""Ouro's configuration: a Llama-shaped decoder, looped. Reads and writes the config.json of the official checkpoints."""
+"""Ouro's configuration: a Llama-shaped decoder, looped. Reads the config.json of the official checkpoints.
 
+What it writes has the official fields (RoPE as `rope_theta` and `rope_scaling`) and those of transformers 5, with two
+differences: the type of the weights is named `dtype`, which was `torch_dtype`, and there is no `auto_map`, which would point at
+code that is not written along.
+"""
+
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, LlamaConfig
+
+from looped_lib.core import checks
 
 
 @strict
@@ -11,7 +19,7 @@ class OuroConfig(LlamaConfig):
     """What LlamaConfig has, and how often the layers are looped. The defaults are Ouro-1.4B's.
 
     total_ut_steps         loops T of a call that does not say `n_loops`
-    early_exit_threshold   of the cumulative exit probability; at 1 nothing exits early
+    early_exit_threshold   of the cumulative exit probability; at 1 nothing exits early, which null in a file means too
     """
 
     model_type = "ouro"
@@ -26,7 +34,7 @@ class OuroConfig(LlamaConfig):
     eos_token_id: int | list[int] | None = 0
     pad_token_id: int | None = 0
     total_ut_steps: int = 4
-    early_exit_threshold: float = 1.0
+    early_exit_threshold: Any = 1.0
     layer_types: list[str] | None = None
 
     def __post_init__(self, **kwargs: Any):
@@ -34,6 +42,9 @@ class OuroConfig(LlamaConfig):
         kwargs.setdefault("rope_theta", 1e6)
         kwargs.pop("auto_map", None)  # points at remote code, which this class replaces
         super().__post_init__(**kwargs)
+        if self.early_exit_threshold is None:
+            self.early_exit_threshold = 1.0
+        checks.number(self, 0, math.inf, "early_exit_threshold")
 
     def validate_architecture(self) -> None:
         """ValueError on sizes and layers that Ouro cannot have."""
@@ -48,10 +59,11 @@ class OuroConfig(LlamaConfig):
             raise ValueError(f"layer_types must be full_attention for every layer, got {sorted(set(self.layer_types))}")
 
     def to_dict(self) -> dict[str, Any]:
-        """As the official config.json has it: RoPE as `rope_theta` and `rope_scaling` too."""
+        """With the official names of what transformers 5 renamed."""
         out = super().to_dict()
         rope = out["rope_parameters"]
-        return {**out, "rope_theta": rope["rope_theta"], "rope_scaling": None if rope["rope_type"] == "default" else rope}
+        scaling = None if rope["rope_type"] == "default" else rope
+        return {**out, "rope_theta": rope["rope_theta"], "rope_scaling": scaling}
 
 
-AutoConfig.register("ouro", OuroConfig)
+AutoConfig.register("ouro", OuroConfig, exist_ok=True)  # transformers may have an Ouro of its own one day

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ouro_jobs import TOKENIZER, config, inputs
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, LlamaConfig
@@ -20,10 +21,11 @@ from looped_lib.core.files import read_json, write_json
 from looped_lib.core.project import find_root
 from looped_lib.ouro.finetune import job, presets
 from looped_lib.ouro.finetune.config import ChatDataConfig, FinetuneConfig, UpdatesConfig
-from looped_lib.ouro.finetune.folder import write_config
+from looped_lib.ouro.finetune.folder import check_config
 from looped_lib.ouro.model.configuration import OuroConfig
 from looped_lib.ouro.model.modeling import OuroForCausalLM
 from looped_lib.samplers import FixedLoops, LogNormalLoops
+from looped_lib.training.processes import Processes
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def cosine(u: int, steps: int, warm: int, decay: int, least: float) -> float:
 def test_learning_rates_warm_up_linearly_and_end_at_their_least(folder, curve):
     """A share of the peak, for the update after u updates; the least is reached with the last one."""
     c = config(folder, steps=40, lr=2.0, schedule=curve.__name__, warmup_ratio=0.1, decay_ratio=0.25, min_lr_ratio=0.01)
-    trainer = job.prepare(c, folder / curve.__name__)
+    trainer = job.prepare(c, folder / curve.__name__, ONE)
     trainer.create_optimizer_and_scheduler(trainer.args.max_steps)
     rates = []
     for _ in range(41):
@@ -135,6 +137,7 @@ def test_presets_that_are_none_are_refused(tmp_path):
         presets.pretraining("paper", tmp_path)
 
 
+ONE = Processes(0, 1, torch.device("cpu"))
 EXACT = PenaltyConfig(weight=0.1, share=1.0, onset=0)
 WRONG: dict[str, Callable[[], object]] = {
     "ChatDataConfig.max_len must be a whole number of at least 2, got 1": lambda: ChatDataConfig(max_len=1),
@@ -148,7 +151,15 @@ WRONG: dict[str, Callable[[], object]] = {
     "UpdatesConfig.decay_ratio must be at most 1 - warmup_ratio (0.4), got 0.5": lambda: UpdatesConfig(
         warmup_ratio=0.6, decay_ratio=0.5
     ),
-    "UpdatesConfig.betas must be 2 numbers in [0, 1)": lambda: UpdatesConfig(betas=(0.9,)),
+    "UpdatesConfig.betas must be 2 numbers in [0, 1), got (0.9,)": lambda: UpdatesConfig(betas=(0.9,)),
+    "UpdatesConfig.betas must be 2 numbers in [0, 1), got None": lambda: UpdatesConfig(betas=None),
+    "UpdatesConfig.lr must be a number in (0, inf), got 1000": lambda: UpdatesConfig(lr=10**400),
+    "UpdatesConfig.report_to must be a list with none or some of tensorboard, wandb": lambda: UpdatesConfig(report_to=("w&b",)),
+    "UpdatesConfig.report_to must be a list with none or some": lambda: UpdatesConfig(report_to="wandb"),
+    "FinetuneConfig.seed must be a whole number of at most 4294967295": lambda: FinetuneConfig(seed=2**64),
+    "UpdatesConfig.precision must be 'bf16' with 'flash_attention_2'": lambda: FinetuneConfig(
+        updates=UpdatesConfig(attention="flash_attention_2", precision="fp32")
+    ),
     "UpdatesConfig.schedule must be one of 'warmup_stable_decay', 'cosine'": lambda: UpdatesConfig(schedule="linear"),
     "UpdatesConfig.precision must be one of 'fp32', 'bf16'": lambda: UpdatesConfig(precision="fp16"),
     "UpdatesConfig.attention must be one of 'sdpa'": lambda: UpdatesConfig(attention="flash"),
@@ -209,6 +220,10 @@ def write_models(folder: Path) -> None:
     shutil.copytree(TOKENIZER, folder / "no_template")
     (folder / "no_template" / "chat_template.jinja").unlink()
     OuroForCausalLM(replace_vocabulary(OuroConfig.from_pretrained(start))).save_pretrained(folder / "few_words")
+    shutil.copytree(TOKENIZER, folder / "damaged_template")
+    (folder / "damaged_template" / "chat_template.jinja").write_text("{% for message in %}")
+    shutil.copytree(start, folder / "threshold")
+    write_json(folder / "threshold" / "config.json", read_json(start / "config.json") | {"early_exit_threshold": "0.5"})
     (folder / "empty.jsonl").write_text("")
     (folder / "torn.json").write_text('{"seed": ')
 
@@ -243,6 +258,14 @@ COMMANDS: dict[str, Callable[[Path], dict]] = {
         f, data=replace(config(f).data, response_column="reply")
     ),
     "empty.jsonl: no rows that can be read": lambda f: changed(f, data=replace(config(f).data, dataset=str(f / "empty.jsonl"))),
+    "UpdatesConfig.attention 'flash_attention_2' needs the package flash-attn": lambda f: to_dict(
+        config(f, attention="flash_attention_2", precision="bf16")
+    ),
+    "UpdatesConfig.report_to: trackio is not installed: pip install trackio": lambda f: to_dict(
+        config(f, report_to=("trackio",))
+    ),
+    "the chat template of": lambda f: changed(f, tokenizer=str(f / "damaged_template")),
+    "OuroConfig.early_exit_threshold must be a number": lambda f: changed(f, model=str(f / "threshold")),
     "nothing to learn from: 0 of 24 conversations kept": lambda f: changed(f, data=replace(config(f).data, max_len=3)),
 }
 
@@ -256,6 +279,7 @@ def models(folder) -> Path:
 @pytest.mark.parametrize("message", COMMANDS)
 def test_by_command_what_is_wrong_is_one_line_before_any_update(models, tmp_path, monkeypatch, capfd, message):
     write_json(tmp_path / "config.json", COMMANDS[message](models))
+    monkeypatch.setattr(job, "get_available_reporting_integrations", lambda: ["tensorboard"])
     if "processes (8 x 2)" in message:
         monkeypatch.setenv("RANK", "0")
         monkeypatch.setattr(job.Processes, "from_environment", lambda: job.Processes(0, 2, "cpu"))
@@ -270,7 +294,7 @@ def assert_one_line(config_file: Path, run_dir: Path, message: str, capfd) -> No
 
 
 def test_by_command_other_settings_a_torn_file_and_none(models, tmp_path, capfd):
-    write_config(config(models), tmp_path / "run")
+    write_json(tmp_path / "run" / "finetune.json", to_dict(config(models)))
     write_json(tmp_path / "config.json", changed(models, seed=9, data=replace(config(models).data, max_len=100)))
     for file, message in (
         (tmp_path / "config.json", "is of a run with other settings (data.max_len, seed): choose another folder, or delete it"),
@@ -278,7 +302,10 @@ def test_by_command_other_settings_a_torn_file_and_none(models, tmp_path, capfd)
         (models / "none.json", "none.json"),
     ):
         assert_one_line(file, tmp_path / "run", message, capfd)
-    write_config(config(models), tmp_path / "run")  # its own settings are welcome
+    check_config(config(models), tmp_path / "run")  # its own settings are welcome
+    older = {name: value for name, value in to_dict(config(models)).items() if name != "entropy_weight"}
+    write_json(tmp_path / "run" / "finetune.json", older)  # written before there was such a field
+    check_config(config(models), tmp_path / "run")
 
 
 def test_a_checkpoint_of_another_model_is_refused(models, tmp_path):

@@ -21,6 +21,7 @@ from looped_lib.dynamics.jacobian import dense_jacobian, random_signs
 from looped_lib.ouro.finetune import job, loading
 from looped_lib.ouro.finetune.config import FinetuneConfig
 from looped_lib.ouro.finetune.data import IGNORE, Collator, tokenise
+from looped_lib.ouro.finetune.rows import load_rows
 from looped_lib.ouro.model import costs
 from looped_lib.regularizers import JacobianPenalty
 from looped_lib.samplers import UniformLoops
@@ -66,7 +67,7 @@ def two(folder) -> dict[str, FinetuneConfig]:
 def by_hand(c: FinetuneConfig, processes: int) -> tuple[list[dict[str, float]], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The run `c`, written out: what is logged, the first update's gradient before clipping, the final weights."""
     tokenizer = AutoTokenizer.from_pretrained(c.tokenizer)
-    rows = list(tokenise(job.load_rows(c.data), tokenizer, c.data).dataset)
+    rows = list(tokenise(load_rows(c.data, c.seed), tokenizer, c.data).dataset)
     model = AutoModelForCausalLM.from_pretrained(c.model, dtype=torch.float32)
     named = {n: p for n, p in model.named_parameters() if c.loss == "gate_mixture" or "gate." not in n or "mlp" in n}
     u, per_epoch = c.updates, -(-len(rows) // c.updates.batch_size)

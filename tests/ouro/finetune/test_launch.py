@@ -1,5 +1,6 @@
 """Jobs: they outlive who started them, are found again, stop, fail with their error and go on."""
 
+import inspect
 import json
 import os
 import signal
@@ -15,9 +16,10 @@ import pytest
 from ouro_jobs import assert_equal, config, inputs, log, metrics, run, start, weights
 
 from looped_lib.config import PenaltyConfig, to_dict
+from looped_lib.core import files
 from looped_lib.core.checks import ConfigError
-from looped_lib.core.files import read_json, write_json
-from looped_lib.ouro.finetune import launch
+from looped_lib.core.files import Busy, holding, read_json, write_json
+from looped_lib.ouro.finetune import job, launch
 from looped_lib.ouro.finetune.config import FinetuneConfig
 from looped_lib.ouro.model.modeling import OuroForCausalLM
 from looped_lib.samplers import UniformLoops
@@ -56,7 +58,7 @@ def logged(job: launch.Job, step: int) -> Callable[[], bool]:
 STARTER = """
 import json, sys
 from looped_lib.config import from_dict
-from looped_lib.ouro.finetune import launch
+from looped_lib.ouro.finetune import job, launch
 from looped_lib.ouro.finetune.config import FinetuneConfig
 from looped_lib.ouro.model.modeling import OuroForCausalLM
 launch.start(from_dict(FinetuneConfig, json.load(open(sys.argv[1]))), sys.argv[2], processes=2)
@@ -121,6 +123,25 @@ def test_what_only_the_first_process_sees_is_one_line_of_all(folder):
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "ChatDataConfig.prompt_column must be a column of" in errors[0]
     assert "Traceback" not in printed and statuses == [2, 2]
+
+
+def test_two_jobs_in_one_folder(folder, monkeypatch):
+    """The second one, by hand or by `start`, says who is at work, whichever process of it comes first; nothing is touched."""
+    c, run_dir = config(folder), folder / "twice"
+    monkeypatch.setattr(inspect.unwrap(files.holding), "__defaults__", (0.3,))
+    with holding(run_dir):
+        with pytest.raises(Busy, match=f"at work in {run_dir} .process {os.getpid()} on "):
+            launch.start(c, run_dir, processes=1)
+        assert start([(c, run_dir)], 2, impatient).statuses() == [Busy.exit_status] * 2
+        assert [path.name for path in run_dir.iterdir()] == [".lock"]
+    printed = log(run_dir, 0) + log(run_dir, 1)
+    assert printed.count("error: ") == 1 and f"at work in {run_dir} (process {os.getpid()} on " in printed
+    job.finetune(replace(c, updates=replace(c.updates, steps=1)), run_dir)  # free again
+
+
+def impatient(rank: int) -> None:
+    """A job that does not wait half a minute for the folder."""
+    inspect.unwrap(files.holding).__defaults__ = (0.3,)
 
 
 def damaged(rank: int, who: int) -> None:

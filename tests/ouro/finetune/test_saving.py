@@ -21,6 +21,7 @@ from looped_lib.ouro.finetune import job, saving
 from looped_lib.ouro.finetune.config import FinetuneConfig
 from looped_lib.ouro.finetune.folder import STOP
 from looped_lib.samplers import UniformLoops
+from looped_lib.training.processes import Processes
 
 STEPS = 8
 SAME = ("step", "loss", "penalty", "n_loops", "learning_rate", "grad_norm", "epoch")
@@ -118,7 +119,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(whole, resumed, kind):
 def test_what_is_restored_is_what_was_saved(folder, resumed):
     """Moments and their count, the schedule, every process's random state: put back before the first update."""
     checkpoint = saving.checkpoint_folder(folder / "stopped" / "ddp", 4)
-    trainer = job.prepare(interrupted(folder), folder / "stopped" / "ddp")
+    processes = Processes(0, 1, torch.device("cpu"))
+    trainer = job.prepare(interrupted(folder), folder / "stopped" / "ddp", processes)
     trainer.create_optimizer()
     trainer.optimizer = trainer.accelerator.prepare(trainer.optimizer)
     trainer.create_scheduler(STEPS)

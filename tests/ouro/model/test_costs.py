@@ -73,7 +73,11 @@ def test_memory_grows_with_depth_and_batch(name, checkpointing):
 
 def test_memory_is_the_sum_of_its_parts_and_shards_divide_what_is_sharded():
     one, eight = memory(), memory(shards=8)
-    assert one.total == sum(getattr(one, field.name) for field in fields(Memory))
+    assert one.saved == 0 and one.total == sum(getattr(one, field.name) for field in fields(Memory))
+    on_cpu = memory(on_cpu=True, seq=2)
+    assert on_cpu.saved == 12 * costs.parameters(CONFIGS["1.4B"]) > on_cpu.states + on_cpu.logits
+    assert on_cpu.total == on_cpu.weights + on_cpu.gradients + on_cpu.moments + on_cpu.saved
+    assert memory(buckets=True).gradients == 2 * one.gradients and memory(penalty=True).states > 3 * one.states
     for name in ("weights", "gradients", "moments"):
         assert getattr(eight, name) == getattr(one, name) / 8
     assert (eight.states, eight.logits) == (one.states, one.logits)

@@ -1,6 +1,7 @@
 """The official files: configuration, weight names and sizes are read, and written back, without remote code."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors import safe_open
 from tiny_ouro import random_ids, sizes_of, tiny
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from looped_lib.ouro.model import configuration, modeling, stack
 from looped_lib.ouro.model.configuration import OuroConfig
 from looped_lib.ouro.model.modeling import OuroForCausalLM, OuroModel
 
@@ -47,6 +49,7 @@ OFFICIAL = """{
   "use_sliding_window": false,
   "vocab_size": 49152
 }"""
+OFFICIAL_KEYS = OFFICIAL.replace("[LAYER_TYPES]", "[]").replace("LAYERS", "0")
 UNUSED = ("max_window_layers", "use_sliding_window", "sliding_window")
 SMALL = {"hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
 SMALL |= {"vocab_size": 48, "rope_theta": 5e5, "torch_dtype": "float32"}
@@ -95,6 +98,8 @@ def test_a_folder_is_written_as_it_was_read(tmp_path):
     torch.nn.init.normal_(model.model.early_exit_gate.bias)
     model.save_pretrained(tmp_path / "first")
     first = json.loads((tmp_path / "first" / "config.json").read_text())
+    renamed = {"auto_map", "torch_dtype", *UNUSED}
+    assert json.loads(OFFICIAL_KEYS).keys() - first.keys() <= renamed and first["dtype"] == "float32"
     assert "auto_map" not in first and first["rope_theta"] == 5e5 and first["rope_scaling"] is None
     assert first["architectures"] == ["OuroForCausalLM"] and first["model_type"] == "ouro"
     official(tmp_path / "first", 2, **SMALL)  # the official file, remote code and all, beside these weights
@@ -140,6 +145,25 @@ def test_weights_of_another_size_are_refused_and_missing_ones_reported(tmp_path)
     assert info["missing_keys"] == names_of(4) - names_of(3)
     _, info = OuroForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
+
+
+@pytest.mark.parametrize(("given", "meant"), [(None, 1.0), (1, 1.0), (0.5, 0.5)])
+def test_thresholds_as_people_write_them(tmp_path, given, meant):
+    assert AutoConfig.from_pretrained(official(tmp_path, early_exit_threshold=given)).early_exit_threshold == meant
+
+
+@pytest.mark.parametrize("given", ["0.5", [1], True, -1, float("nan"), 10**400], ids=lambda value: str(value)[:9])
+def test_a_wrong_threshold_is_named(tmp_path, given):
+    with pytest.raises(ValueError, match=r"^OuroConfig\.early_exit_threshold must be a number in \[0, inf\), got"):
+        AutoConfig.from_pretrained(official(tmp_path, early_exit_threshold=given))
+
+
+@pytest.mark.parametrize("module", [configuration, stack, modeling], ids=lambda module: module.__name__)
+def test_what_is_registered_already_is_registered_anew(module):
+    """As on the day that transformers has an Ouro of its own."""
+    lines = [line for line in Path(module.__file__).read_text().splitlines() if ".register(" in line]
+    assert len(lines) == 1
+    exec(lines[0], vars(module))
 
 
 def test_sizes_an_ouro_cannot_have_are_refused():

@@ -132,3 +132,10 @@ def test_a_cache_is_refused_where_loops_are_computed_twice():
 def test_an_argument_that_does_not_exist_is_refused():
     with pytest.raises(TypeError, match="n_loop"):
         tiny()(IDS, n_loop=3)
+
+
+@pytest.mark.parametrize("how", [{"exit_at_step": 2}, {"use_weighted_exit": True}], ids=str)
+def test_arguments_of_the_official_class_are_answered_with_ours(how):
+    for call in (tiny(), lambda ids, **how: tiny().generate(ids, max_new_tokens=2, eos_token_id=None, **how)):
+        with pytest.raises(TypeError, match="official class's: here n_loops=t .* exit_threshold exits by the gate"):
+            call(IDS, **how)
