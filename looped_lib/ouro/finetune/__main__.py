@@ -3,7 +3,10 @@
 import sys
 
 from looped_lib.core.errors import run
-from looped_lib.ouro.finetune.job import main
+from looped_lib.core.parents import end_with_torchrun
 
 if __name__ == "__main__":
+    end_with_torchrun()  # before the seconds that the next line takes
+    from looped_lib.ouro.finetune.job import main
+
     sys.exit(run(main, sys.argv[1:]))
