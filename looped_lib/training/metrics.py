@@ -28,7 +28,7 @@ class MetricsLog:
         self.summary: dict[str, Any] = {}
         self.seconds = 0.0
         if write and (kept := keep_until(path, step)):
-            self.seconds = kept[-1]["seconds"]
+            self.seconds = kept[-1].get("seconds", 0.0)
 
     def add(self, step: int, values: dict[str, Tensor | float]) -> None:
         """Remember what step number `step` (counted from 0) reported."""
@@ -84,11 +84,15 @@ def keep_until(path: Path, step: int) -> list[dict[str, float]]:
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The lines of a metrics file. A last line cut short by a kill is left out; any other bad line is a ValueError."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line break is a half-written line
-    out = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            out.append(json.loads(line))
-        except json.JSONDecodeError as e:
-            raise ValueError(f"{path}, line {number}: not JSON ({e}); delete the line or the file") from None
-    return out
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break is a half-written line
+    return [_read_line(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1)]
+
+
+def _read_line(where: str, text: bytes) -> dict[str, float]:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError) as e:  # not JSON, or not UTF-8
+        raise ValueError(f"{where}: not JSON ({e}); delete the line or the file") from None
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        raise ValueError(f"{where}: must be a mapping with a step, got {text[:80].decode()}; delete the line or the file")
+    return line
