@@ -149,7 +149,7 @@ class CarryConfig:
     """
 
     share: float = 0.0
-    """Share of the batch that is carried, at most one half. 0 turns carrying off."""
+    """Share of the batch that is carried, at most one half, and at least one row of each part. 0 turns carrying off."""
     max_loops: int = 200
     """Greatest age of a carried row; each draws its own limit uniformly from 1 to this."""
     onset: int = 0
@@ -245,7 +245,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """One training run, complete: two runs with equal configs on one machine end with equal weights."""
+    """One training run, complete: two runs with equal configs on one machine, with as many threads, end with equal weights."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """What is looped."""

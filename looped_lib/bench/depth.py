@@ -16,15 +16,15 @@ from looped_lib.config import ModelConfig
 from looped_lib.dynamics.depth import depth_curve
 from looped_lib.models.looped import LoopedTransformer
 from looped_lib.tasks.addition import EOS, Problems, generate_problems
-from looped_lib.training.memory import keep_freed_memory
+from looped_lib.training.memory import keeping_freed_memory
 
 _CHUNK, _CHUNKS = 64, 5
 _SAMPLE = slice(None, None, _CHUNK // 2)  # of a chunk's problems, for the naive form: two
 
 
+@keeping_freed_memory()
 def measure(config: ModelConfig | None = None, max_depth: int = 100) -> dict[str, tuple[float, str]]:
     """{name: (ratio, what was compared)}. RuntimeError if the two forms disagree where both were run."""
-    keep_freed_memory()
     torch.manual_seed(0)
     model = LoopedTransformer(config or ModelConfig())
     chunks = spread_chunks(generate_problems(4, 5000, seed=0))

@@ -12,14 +12,14 @@ from looped_lib.config import ModelConfig
 from looped_lib.dynamics.jacobian import dense_jacobian
 from looped_lib.dynamics.spectrum import exact_radius
 from looped_lib.models.looped import LoopedTransformer
-from looped_lib.training.memory import keep_freed_memory
+from looped_lib.training.memory import keeping_freed_memory
 
 _REPEATS = 5
 
 
+@keeping_freed_memory()
 def measure(config: ModelConfig | None = None, seq: int = 10, n_loops: int = 4) -> dict[str, tuple[float, str]]:
     """{name: (ratio, what was compared)}. RuntimeError if the radii differ by more than 1e-8."""
-    keep_freed_memory()
     torch.manual_seed(0)
     model = LoopedTransformer(config or ModelConfig()).double().eval()
     with torch.no_grad():

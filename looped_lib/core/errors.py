@@ -7,7 +7,7 @@ RuntimeError, FloatingPointError or OSError) and what the system says about a fi
 is a bug: a ValueError from inside a dependency, a KeyError, a conversion that failed.
 
 Exit status: 2 if no work had begun, 1 if it had (see `work`) or on a bug, 4 if another process is at work in the folder, 130
-after Ctrl-C.
+after Ctrl-C, 143 after SIGTERM where it is waited for (see `interrupts`).
 """
 
 import dis
@@ -17,6 +17,8 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from looped_lib.core.interrupts import Terminated
 
 PACKAGE = Path(__file__).resolve().parents[1]
 INTERRUPTED = 130  # exit status after SIGINT, as shells have it
@@ -35,16 +37,16 @@ def run(main: Callable[[list[str]], int | None], arguments: Sequence[str]) -> in
     """Call `main` with the arguments of a command; returns its exit status, after saying what went wrong."""
     try:
         return main(list(arguments)) or 0
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from what is done", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as e:
+    except (KeyboardInterrupt, Terminated, Exception) as e:
         say(e)
         return status(e)
 
 
-def say(e: Exception) -> None:
-    """Print one line on stderr if the user can mend `e`, its traceback otherwise."""
+def say(e: BaseException) -> None:
+    """Print one line on stderr if the user can mend or has made `e` (an interrupt), its traceback otherwise."""
+    if isinstance(e, KeyboardInterrupt | Terminated):
+        print(str(e) or "interrupted: the same command goes on from what is done", file=sys.stderr)
+        return
     line = mendable(e)
     print(f"error: {line}" if line is not None else "".join(traceback.format_exception(e)).rstrip(), file=sys.stderr)
 
@@ -58,8 +60,10 @@ def mendable(e: BaseException) -> str | None:
     return None
 
 
-def status(e: Exception) -> int:
+def status(e: BaseException) -> int:
     """Exit status of a command that `e` ended."""
+    if isinstance(e, KeyboardInterrupt | Terminated):
+        return INTERRUPTED if isinstance(e, KeyboardInterrupt) else e.code
     return getattr(e, "exit_status", 2) if mendable(e) is not None else 1
 
 

@@ -4,13 +4,12 @@ They are those that PyTorch executes, which for a JVP includes products with the
 as its two products.
 """
 
-import tempfile
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -66,8 +65,8 @@ def _counted(config: ExperimentConfig, loops: int) -> int:
         training=replace(config.training, batch_size=ROWS, accumulation=1, per_sequence_loops=False),
         data=replace(config.data, n_train=ROWS, n_test=1, train_file="", test_file=""),
     )
-    with tempfile.TemporaryDirectory() as folder, sdpa_kernel(SDPBackend.MATH):
-        trainer = Trainer(small, Path(folder), progress=False)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), sdpa_kernel(SDPBackend.MATH):
+        trainer = Trainer(small)
         trainer.model.train()
         with _Count() as counted:
             trainer.train_step()

@@ -3,6 +3,9 @@
 result.json = {"depths", "accuracy", "state_norm", "residual", "lenient": one value per depth, "lowest", "n_test", "seconds",
 "config", "provenance"}
 
+"seconds" are {"train": over all attempts, as metrics.jsonl tells, "evaluate"}; a notebook records the same by run. "threads" in
+"provenance" is part of what the weights follow from on a CPU: with more or fewer, sums are taken in another order.
+
 Every depth is measured. All up to 200 are recorded, from there geometric ones (`recorded_depths`). "lowest" is the lowest
 accuracy over all depths from 4 on, recorded or not, and the first depth that has it. "lenient" is the accuracy as the public
 code of STARS grades: on the first 100 held-out problems, by the number alone, EOS not asked for.
@@ -17,7 +20,9 @@ from looped_lib.config import ExperimentConfig, from_dict, to_dict
 from looped_lib.core.files import read_json, write_json
 from looped_lib.dynamics.depth import DepthCurve, depth_curve
 from looped_lib.runs.folders import provenance
-from looped_lib.training.trainer import check_folder, load_problems, train
+from looped_lib.training import folder
+from looped_lib.training.metrics import read_metrics
+from looped_lib.training.trainer import load_problems, train
 
 FIRST_DEPTH = 4  # the depth of fixed-depth training: shallower ones are not expected to solve anything
 LENIENT_PROBLEMS = 100
@@ -42,28 +47,29 @@ def check_depth(max_depth: int) -> None:
         raise ValueError(f"max_depth must be a whole number from 1 to {DEEPEST}, got {max_depth!r}")
 
 
-def check_experiments(configs: dict[str, ExperimentConfig], folder: str | Path, max_depth: int) -> None:
-    """What can be known to be wrong before anything trains: ValueError on `max_depth`, or if a run folder under `folder` (one for
+def check_experiments(configs: dict[str, ExperimentConfig], out: str | Path, max_depth: int) -> None:
+    """What can be known to be wrong before anything trains: ValueError on `max_depth`, or if a run folder under `out` (one for
     each name in `configs`) is of another experiment."""
     check_depth(max_depth)
     for name, config in configs.items():
-        check_folder(Path(folder) / name, config)
+        folder.check(Path(out) / name, config)
 
 
 def run_experiment(config: ExperimentConfig, run_dir: str | Path, max_depth: int, progress: bool = True) -> dict[str, Any]:
     """Train `config` in `run_dir` (or go on, or do nothing if it is done) and measure depths 0..max_depth on held-out problems.
 
-    Returns the contents of result.json. A finished run is loaded if it was measured at least as deep.
+    Returns the contents of result.json. A finished run is loaded if it was measured at least as deep; if it was not, and its
+    checkpoints are gone, FileNotFoundError: it is not trained again over its record.
     """
     check_depth(max_depth)
-    path = Path(run_dir) / "result.json"
+    path = Path(run_dir) / folder.RESULT
     if path.exists():
         result = read_json(path, f"delete {path} to measure again")
         if from_dict(ExperimentConfig, result["config"], str(path)) == config and result["depths"][-1] >= max_depth:
             return result
-    start = time.perf_counter()
     model = train(config, run_dir, progress)
-    trained = time.perf_counter()
+    trained = read_metrics(path.with_name(folder.METRICS))[-1]["seconds"]  # over all attempts
+    start = time.perf_counter()
     device = next(model.parameters()).device
     problems = load_problems(config.data)[1].to(device)
     curve = depth_curve(model, problems, max_depth, progress=progress)
@@ -76,7 +82,10 @@ def run_experiment(config: ExperimentConfig, run_dir: str | Path, max_depth: int
         "lenient": _numbers(curve.lenient[:LENIENT_PROBLEMS].double().mean(dim=0)[depths]),
         **_lowest(curve),
         "n_test": len(problems),
-        "seconds": {"train": trained - start, "evaluate": time.perf_counter() - trained},
+        "seconds": {
+            "train": read_metrics(path.with_name(folder.METRICS))[-1]["seconds"],
+            "evaluate": time.perf_counter() - start,
+        },
         "config": to_dict(config),
         "provenance": provenance(),
     }

@@ -48,6 +48,7 @@ def provenance() -> dict[str, Any]:
         **_version_control(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in ("looped_lib", "torch", "numpy", "transformers")},
+        "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
     }
 

@@ -6,7 +6,8 @@
 makes runs/<study>/<size>/<run>/. A run that fails costs itself only and is reported with its cell and error; `--retry` runs it
 again. Stop the sweep whenever you like: the same command goes on. Ctrl-C ends its runs too; if it is killed they go on alone, as
 they do on a cluster, and are waited for. Runs go side by side on this machine, one for each GPU, or one for each core; or on a
-cluster that shares the folder, through joblib's backend for Dask (`--dask ADDRESS`).
+cluster that shares the folder, through joblib's backend for Dask (`--dask ADDRESS`). `--jobs` sets the threads of a run, and with
+other threads it ends in other weights, as sums are taken in another order.
 """
 
 import argparse

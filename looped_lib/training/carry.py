@@ -16,15 +16,23 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from looped_lib.config import CarryConfig
+from looped_lib.config import CarryConfig, ConfigError
 
 
 class Carry:
-    """The carried rows of one part of a batch: the first `rows` of it are carried, the rest are fresh."""
+    """The carried rows of one part of a batch: the first `rows` of it are carried, the rest are fresh.
+
+    Of a share above 0 at least one row. ConfigError if the part has no second row, a fresh one, to replace it.
+    """
 
     def __init__(self, config: CarryConfig, batch_rows: int):
         self.config = config
-        self.rows = int(config.share * batch_rows)
+        if config.share and batch_rows < 2:
+            raise ConfigError(
+                "CarryConfig.share needs at least 2 rows in each part of the batch, got 1: raise TrainingConfig.batch_size, or "
+                "lower accumulation or the number of processes"
+            )
+        self.rows = min(max(1, round(config.share * batch_rows)), batch_rows // 2) if config.share else 0
         self.tensors: dict[str, Tensor] = {}
 
     def start(

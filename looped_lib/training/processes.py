@@ -1,10 +1,7 @@
 """The processes of one torchrun job, as the training loop sees them. Without torchrun there is one."""
 
 import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from looped_lib.core import errors
+from looped_lib.core.interrupts import Terminated
 
 PATIENCE = timedelta(hours=2)  # with the first process, while it prepares data or writes; one that ends is noticed at once
 
@@ -55,6 +53,25 @@ class Processes:
             dist.barrier()
 
 
+class Agreement:
+    """Small numbers that all processes agree on between two steps.
+
+    They travel between the hosts, beside what the GPUs do: nobody waits for a GPU, and one process alone for nothing.
+    """
+
+    def __init__(self, world: int):
+        self.world = world
+        self.group = dist.new_group(backend="gloo") if world > 1 and dist.get_backend() != "gloo" else None  # None: the whole job
+
+    def greatest(self, mine: int) -> int:
+        """The greatest number that a process gave. All must call."""
+        if self.world == 1:
+            return mine
+        number = torch.tensor([mine])
+        dist.all_reduce(number, dist.ReduceOp.MAX, group=self.group)
+        return int(number)
+
+
 def leave(status: int = 0) -> None:
     """End this process of a torchrun job here and now; does nothing outside of one.
 
@@ -90,25 +107,16 @@ def run_job(job: Callable[[], Any]) -> None:
     if "WORLD_SIZE" not in os.environ:
         job()
         return
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with process_group():
         try:
             kept = job()  # noqa: F841  DDP must outlive `leave`
-        except Exception as e:
+        except (KeyboardInterrupt, Terminated, Exception) as e:
             mine = f"{dist.get_rank()} {errors.status(e)}"
             first = dist.distributed_c10d._get_default_store().compare_set("failed", "", mine).decode()
             if first == mine:  # the others only lost this one, and end as it does
-                if errors.mendable(e) is None:
+                if isinstance(e, Exception) and errors.mendable(e) is None:
                     get_error_handler().record_exception(e)  # for torchrun's own report
                 errors.say(e)
             leave(int(first.split()[1]))
         dist.barrier()
     leave()
-
-
-def _end_with(torchrun: int) -> None:
-    """A process that outlived its torchrun would wait for ever, or go on writing where a new job starts."""
-    while os.getppid() == torchrun:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGKILL)

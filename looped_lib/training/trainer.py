@@ -7,13 +7,15 @@
 
 with CE the mean cross-entropy per answer token, R the Jacobian penalty at h_T (`regularizers`), S the L2 penalty.
 Everything random is a pure function of (seed, step): batches, loop counts, dropout and probe vectors. A run therefore resumes
-from weights, moments and a step number to bit-identical results, on the CPU, wherever it was killed.
+from weights, moments and a step number to bit-identical results, wherever it was killed: on the CPU, with as many threads, which
+sum in another order when they are more or fewer. An interrupt waits for the end of the step (`core.interrupts`).
 
 Nothing in a step waits for the device: losses stay tensors until the line in metrics.jsonl that reports them.
 """
 
 import argparse
 import math
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,19 +26,21 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from looped_lib.config import ConfigError, DataConfig, ExperimentConfig, TrainingConfig, differences, from_dict, to_dict
+from looped_lib.config import ConfigError, DataConfig, ExperimentConfig, TrainingConfig, from_dict, to_dict
 from looped_lib.core import checks
 from looped_lib.core.errors import work
-from looped_lib.core.files import holding, read_json, write_json
+from looped_lib.core.files import holding, read_json
+from looped_lib.core.interrupts import deferred
 from looped_lib.models.looped import LoopedTransformer
 from looped_lib.tasks.addition import CHARACTERS, IGNORE, Problems, generate_problems, load_jsonl
-from looped_lib.training import checkpoints
+from looped_lib.training import checkpoints, folder
 from looped_lib.training.batches import Batches
 from looped_lib.training.carry import Carry
-from looped_lib.training.memory import keep_freed_memory
+from looped_lib.training.memory import keeping_freed_memory
 from looped_lib.training.metrics import MetricsLog
 from looped_lib.training.objective import Objective, Terms
-from looped_lib.training.processes import Processes, run_job
+from looped_lib.training.precision import tf32_products
+from looped_lib.training.processes import Agreement, Processes, run_job
 
 _DROPOUT, _CARRY = 0x300, 0x400  # one stream of random numbers each, from the same seed (others: `batches`, `regularizers`)
 
@@ -68,8 +72,9 @@ def train(config: ExperimentConfig, run_dir: str | Path, progress: bool = True) 
     """Train the model of `config` and return it, in evaluation mode.
 
     `run_dir` gets config.json, metrics.jsonl and checkpoints/. If it holds a checkpoint of the same config the run goes on from
-    there; of another config, ConfigError. KeyboardInterrupt writes a checkpoint before it goes on its way.
-    FloatingPointError on a non-finite loss names the step, its depth and the last good checkpoint.
+    there; of another config, ConfigError; finished and without one, FileNotFoundError. An interrupt (SIGINT, SIGTERM) ends the
+    step, writes a checkpoint and goes on its way. FloatingPointError on a non-finite loss names the step, its depth and the last
+    good checkpoint. Equal configs end in equal weights on the CPU, with as many threads.
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         return Trainer(config, Path(run_dir), progress).run()
@@ -78,19 +83,19 @@ def train(config: ExperimentConfig, run_dir: str | Path, progress: bool = True) 
 class Trainer:
     """State of one run: model, optimiser, carried rows, position."""
 
-    def __init__(self, config: ExperimentConfig, run_dir: Path, progress: bool):
+    def __init__(self, config: ExperimentConfig, run_dir: Path | None = None, progress: bool = False):
+        """Nothing is written yet; single steps need no folder. ConfigError if `config` cannot be trained, or not in `run_dir`."""
         self.config, self.run_dir, self.progress = config, run_dir, progress
         self.processes = Processes.from_environment()
         self.rank, self.world, self.device = self.processes.rank, self.processes.world, self.processes.device
+        if run_dir is not None:
+            folder.check(run_dir, config)  # before the work
         c = config.training
         if c.batch_size % (self.world * c.accumulation):
             raise ConfigError(
                 f"TrainingConfig.batch_size must be a multiple of processes x accumulation ({self.world} x {c.accumulation}), "
                 f"got {c.batch_size}"
             )
-        check_folder(run_dir, config)
-        keep_freed_memory()
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = c.precision == "tf32"
         self.problems = load_problems(config.data)[0].to(self.device)
         if self.problems.inputs.shape[1] > config.model.max_len:
             raise ConfigError(
@@ -99,8 +104,6 @@ class Trainer:
             )
         if config.model.vocab_size < len(CHARACTERS):
             checks.fail(config.model, "vocab_size", f"at least {len(CHARACTERS)}, the characters of addition")
-        if self.processes.first and not (run_dir / "config.json").exists():  # not before all is known to be right
-            write_json(run_dir / "config.json", to_dict(config))
         torch.manual_seed(config.seed)
         self.model = LoopedTransformer(config.model).to(self.device)
         self.optimizer = torch.optim.AdamW(
@@ -117,35 +120,41 @@ class Trainer:
         self.step, self.saved = 0, -1
 
     def run(self) -> LoopedTransformer:
-        """All steps that are left. Busy if another process trains in the same folder."""
-        with holding(self.run_dir) if self.processes.first else nullcontext():
-            return self.steps_left()
+        """Claim the folder and take all steps that are left. Busy if another process trains there."""
+        if self.run_dir is None:
+            raise ValueError("a run needs a folder: Trainer(config, run_dir)")
+        alone = holding(self.run_dir) if self.processes.first else nullcontext()
+        with alone, tf32_products(self.config.training.precision == "tf32"), keeping_freed_memory():
+            if self.processes.first:
+                folder.claim(self.run_dir, self.config)
+            self.processes.wait()
+            self.resume()
+            self.steps_left()
+            if self.processes.first:
+                checkpoints.keep_newest(self.run_dir / folder.CHECKPOINTS, 1)
+            return self.model.eval()
 
-    def steps_left(self) -> LoopedTransformer:
-        """All steps from the newest checkpoint to the end."""
-        self.resume()
+    def steps_left(self) -> None:
+        """All steps to the last, or to the one in which an interrupt came; then a checkpoint."""
         self.model.train()
-        c = self.config.training
-        log = MetricsLog(self.run_dir / "metrics.jsonl", self.step, c.log_every, write=self.processes.first)
-        with tqdm(total=c.steps, initial=self.step, disable=not (self.progress and self.processes.first), unit="step") as bar:
-            try:
-                while self.step < c.steps:
+        c, agreement, agreed = self.config.training, Agreement(self.world), 0
+        log = MetricsLog(self.run_dir / folder.METRICS, self.step, c.log_every, write=self.processes.first)
+        hidden = not (self.progress and self.processes.first)
+        with deferred() as interrupt:
+            with tqdm(total=c.steps, initial=self.step, disable=hidden, unit="step") as bar:
+                while self.step < c.steps and not agreed:
                     log.add(self.step, self.train_step())
                     self.step += 1
-                    if self.step % c.log_every == 0 or self.step == c.steps:
+                    if agreed := agreement.greatest(interrupt.signal):
+                        interrupt.signal = agreed
+                    ends = bool(agreed) or self.step == c.steps
+                    saves = ends or bool(c.checkpoint_every) and self.step % c.checkpoint_every == 0
+                    if saves or self.step % c.log_every == 0:
                         bar.set_postfix(self.flush(log), refresh=False)
-                    if c.checkpoint_every and self.step % c.checkpoint_every == 0:
-                        self.flush(log)
+                    if saves:
                         self.save()
                     bar.update()
-            except KeyboardInterrupt:
-                self.flush(log)
-                self.save()
-                raise
-        self.save()
-        if self.processes.first:
-            checkpoints.keep_newest(self.run_dir / "checkpoints", 1)
-        return self.model.eval()
+            interrupt.message = f"stopped at step {self.step}; the same command goes on"
 
     def train_step(self) -> dict[str, Tensor | float]:
         """One optimiser step. Returns what happened, as tensors that nobody has waited for."""
@@ -207,7 +216,7 @@ class Trainer:
         if bad is not None:
             where = "no checkpoint was written before it"
             if self.saved >= 0:
-                where = f"the last good checkpoint is {self.run_dir / 'checkpoints' / f'step_{self.saved:08d}'}"
+                where = f"the last good checkpoint is {self.run_dir / folder.CHECKPOINTS / checkpoints.folder_name(self.saved)}"
             raise FloatingPointError(f"the loss is {bad['loss']} at step {bad['step']}, depth {bad['n_loops']:g}; {where}")
         return log.summary
 
@@ -218,8 +227,8 @@ class Trainer:
         for p, state in self.optimizer.state.items():
             training |= {f"adamw.{names[id(p)]}.{k}": v for k, v in state.items()}
         if self.processes.first and self.saved != self.step:
-            state = {"config": to_dict(self.config), "world_size": self.world}
-            checkpoints.save(self.run_dir / "checkpoints", self.step, self.model.state_dict(), training, state)
+            state = {"config": to_dict(self.config), "world_size": self.world, "threads": torch.get_num_threads()}
+            checkpoints.save(self.run_dir / folder.CHECKPOINTS, self.step, self.model.state_dict(), training, state)
         self.saved = self.step
         self.processes.wait()
 
@@ -230,12 +239,21 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of this run, if there is one."""
-        found = checkpoints.latest(self.run_dir / "checkpoints")
-        if found is None:
+        newest = folder.newest(self.run_dir)
+        if newest is None:
             return
+        found, _ = newest
         if (self.config.carry.share or self.config.penalty.persistent) and found.state["world_size"] != self.world:
             raise ConfigError(f"{self.run_dir} was saved by {found.state['world_size']} processes; resume with as many")
-        checkpoints.load_weights(self.model, found)
+        here = torch.get_num_threads()
+        threads = found.state.get("threads", here)
+        if self.device.type == "cpu" and threads != here:
+            warnings.warn(
+                f"{found.path} was saved by a process with {threads} threads, and this one has {here}: the run will not end in "
+                f"the same weights to the last bit. For those, set OMP_NUM_THREADS={threads}",
+                stacklevel=2,
+            )
+        found.load_into(self.model)
         for name, p in self.model.named_parameters():
             if state := self.restored(found, f"adamw.{name}."):
                 self.optimizer.state[p] = state
@@ -251,30 +269,16 @@ class Trainer:
 
 def load_model(run_dir: str | Path) -> LoopedTransformer:
     """The model of a run's newest checkpoint, in evaluation mode on the CPU. FileNotFoundError if it has none."""
-    found = checkpoints.latest(Path(run_dir) / "checkpoints")
-    if found is None and (Path(run_dir) / "result.json").exists():
-        raise FileNotFoundError(
-            f"{run_dir} is finished, but its checkpoint is not there (records keep none): run it anew in another folder to have "
-            "its model again"
-        )
-    if found is None:
+    run_dir = Path(run_dir)
+    newest = folder.newest(run_dir)
+    if newest is None and (run_dir / folder.RESULT).exists():
+        raise FileNotFoundError(folder.without_weights(run_dir))
+    if newest is None:
         raise FileNotFoundError(f"{run_dir} has no checkpoint: train it first, or give the folder of a run (runs/<study>/<run>)")
-    config = from_dict(ExperimentConfig, found.state["config"], str(run_dir))
+    found, config = newest
     model = LoopedTransformer(config.model)
-    checkpoints.load_weights(model, found)
+    found.load_into(model)
     return model.eval()
-
-
-def check_folder(run_dir: Path, config: ExperimentConfig) -> None:
-    """ConfigError if `run_dir` holds a run of another config."""
-    path = run_dir / "config.json"
-    if not path.exists():
-        return
-    theirs = from_dict(ExperimentConfig, read_json(path), str(path))  # a field younger than the file has its default
-    if theirs != config:
-        raise ConfigError(
-            f"{path} belongs to another experiment ({differences(theirs, config)}): give another folder, or delete {run_dir}"
-        )
 
 
 def _mix(*words: int) -> int:

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import shutil
+import signal
 from dataclasses import replace
 
 import pytest
@@ -9,11 +11,13 @@ import torch
 
 from looped_lib.config import ConfigError
 from looped_lib.core.files import read_json, write_json
+from looped_lib.core.project import find_root
 from looped_lib.dynamics.depth import DepthCurve
 from looped_lib.runs import experiment
 from looped_lib.runs.experiment import recorded_depths, run_experiment
 from looped_lib.studies.batch import by_depth
 from looped_lib.studies.paper import base
+from looped_lib.training.metrics import read_metrics
 from looped_lib.training.trainer import train
 
 
@@ -87,3 +91,44 @@ def test_a_deeper_measurement_reuses_the_weights(tmp_path):
     shallow = run_experiment(config, tmp_path, max_depth=3, progress=False)
     deep = run_experiment(config, tmp_path, max_depth=6, progress=False)
     assert deep["depths"] == list(range(7)) and deep["accuracy"][:4] == shallow["accuracy"]
+
+
+def test_seconds_of_training_are_those_of_all_attempts(tmp_path, monkeypatch):
+    """Stopped in its first step, and measured once more: the record says what metrics.jsonl sums up."""
+    config, clip = base("smoke"), torch.nn.utils.clip_grad_norm_
+
+    def stopped(*args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+        return clip(*args, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(torch.nn.utils, "clip_grad_norm_", stopped)
+        run_experiment(config, tmp_path, max_depth=3, progress=False)
+    (first,) = read_metrics(tmp_path / "metrics.jsonl")
+    for max_depth in (3, 5):
+        seconds = run_experiment(config, tmp_path, max_depth, progress=False)["seconds"]
+        assert seconds["train"] == read_metrics(tmp_path / "metrics.jsonl")[-1]["seconds"] > first["seconds"] > 0
+        assert seconds.keys() == {"train", "evaluate"}
+
+
+def test_recorded_seconds_are_those_of_all_attempts():
+    records = [
+        p.parent for p in (find_root() / "runs" / "recorded").rglob("metrics.jsonl") if (p.parent / "config.json").exists()
+    ]
+    for folder in records:
+        seconds = read_json(folder / "result.json")["seconds"]["train"]
+        assert seconds > 0.9 * read_metrics(folder / "metrics.jsonl")[-1]["seconds"], folder
+    assert len(records) > 250
+
+
+def test_a_finished_run_without_weights_is_not_measured_by_training_it_again(tmp_path):
+    """Its record would be lost, in runs/recorded for instance."""
+    config = base("smoke")
+    recorded = run_experiment(config, tmp_path, max_depth=3, progress=False)
+    shutil.rmtree(tmp_path / "checkpoints")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    with pytest.raises(FileNotFoundError, match="is finished, but its checkpoint is not there.*another folder"):
+        run_experiment(config, tmp_path, max_depth=6, progress=False)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+    assert run_experiment(config, tmp_path, max_depth=3)["accuracy"] == recorded["accuracy"]
+    assert recorded["provenance"]["threads"] == torch.get_num_threads()

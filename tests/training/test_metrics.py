@@ -49,8 +49,9 @@ def test_a_line_that_is_not_finite_is_reported_and_not_written(tmp_path):
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_a_damaged_line_names_file_and_line(tmp_path):
+@pytest.mark.parametrize("line", [b'{"step": 4, "seco', b"{}", b"5", b'{"step": "4"}', b'{"step": 4, "a": "\xff"}', b"[" * 10**5])
+def test_a_damaged_line_names_file_and_line(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 2, "seconds": 1.5}\n{"step": 4, "seco\n{"step": 6, "seconds": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2"):
+    path.write_bytes(b'{"step": 2, "seconds": 1.5}\n' + line + b'\n{"step": 6, "seconds": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: .*delete the line or the file"):
         MetricsLog(path, 6, every=2)

@@ -224,7 +224,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_another_experiment_is_refused(uninterrupted):
-    with pytest.raises(ConfigError, match="another experiment .*differs in seed"):
+    with pytest.raises(ConfigError, match="another experiment .seed 0 there, 7 here"):
         train(tiny(seed=7), uninterrupted, progress=False)
 
 

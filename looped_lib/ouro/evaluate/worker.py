@@ -10,9 +10,9 @@ behind in the engine is unknown, and the harness starts another one for the task
 import os
 import signal
 import tempfile
-import threading
 import time
 import traceback
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from transformers import set_seed
 
 from looped_lib.config import from_dict
 from looped_lib.core.files import read_json, write_json, write_jsonl
+from looped_lib.core.parents import end_with_parent
 from looped_lib.ouro.evaluate.cells import Cell, EvaluationConfig
 from looped_lib.ouro.evaluate.checkpoint import Checkpoint, find_checkpoint
 from looped_lib.ouro.evaluate.checks import brief
@@ -274,14 +275,7 @@ def _transformers(config: EvaluationConfig, checkpoint: Checkpoint, depth: int) 
     return HFLM(model, backend="causal", tokenizer=tokenizer, batch_size=config.batch_size, max_length=config.max_len)
 
 
-def _end_with(parent: int) -> None:
-    """Nobody waits for an engine whose harness was killed: end it, and what it started."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.killpg(0, signal.SIGKILL)
-
-
 def main(arguments: list[str]) -> None:
     """Measure the cells of the folder that the harness names."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent(partial(os.killpg, 0, signal.SIGKILL))  # nobody waits for an engine whose harness was killed
     Worker(Path(arguments[0])).run()

@@ -13,7 +13,7 @@ from looped_lib.ouro.finetune.config import FinetuneConfig
 from looped_lib.training.processes import Processes
 
 CONFIG, RESULT, METRICS, MODEL, DATA = FINETUNE, "result.json", "metrics.jsonl", "model", "data.json"
-STOP = "stop"  # a file of this name ends the run after its next logged update, with a checkpoint
+STOP = "stop"  # a file of this name ends the run after its next update, with a checkpoint
 
 
 def check_config(config: FinetuneConfig, run_dir: Path) -> None:
@@ -45,6 +45,11 @@ def claimed(config: FinetuneConfig, run_dir: Path, processes: Processes) -> Iter
             (run_dir / STOP).unlink(missing_ok=True)
         processes.wait()
         yield
+
+
+def differing(a: FinetuneConfig, b: FinetuneConfig) -> list[str]:
+    """The fields, by their path, in which two configs differ."""
+    return sorted(_differing(to_dict(a), to_dict(b)))
 
 
 def _differing(a: Any, b: Any, name: str = "") -> list[str]:

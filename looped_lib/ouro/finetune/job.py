@@ -32,17 +32,18 @@ from looped_lib.config import from_dict, to_dict
 from looped_lib.core.checks import ConfigError
 from looped_lib.core.errors import work
 from looped_lib.core.files import read_json, write_json
+from looped_lib.core.interrupts import SIGNALS, Interrupt, deferred
 from looped_lib.ouro.finetune import saving
 from looped_lib.ouro.finetune.config import FinetuneConfig, UpdatesConfig, updates_of
 from looped_lib.ouro.finetune.data import Collator, tokenise
-from looped_lib.ouro.finetune.folder import DATA, METRICS, MODEL, RESULT, claimed
+from looped_lib.ouro.finetune.folder import DATA, METRICS, MODEL, RESULT, STOP, claimed
 from looped_lib.ouro.finetune.loading import load_architecture, load_model, load_tokenizer
 from looped_lib.ouro.finetune.rows import load_rows
 from looped_lib.ouro.finetune.trainer import LoopedTrainer
 from looped_lib.runs.folders import provenance
 from looped_lib.tasks.tokenizer import TURN_END
 from looped_lib.training import metrics
-from looped_lib.training.processes import Processes, run_job
+from looped_lib.training.processes import Agreement, Processes, run_job
 
 
 def finetune(config: FinetuneConfig, run_dir: str | Path) -> None:
@@ -79,8 +80,11 @@ def prepare(config: FinetuneConfig, run_dir: Path, processes: Processes) -> Loop
             f"got {config.tokenizer or config.model!r} with {len(tokenizer)}"
         )
     dataset = load_data(config, tokenizer, run_dir, processes)
+    settings, newest = arguments(config, run_dir, len(dataset), processes.world), newest_checkpoint(run_dir)
+    if newest is not None:
+        saving.check(newest, config, settings.max_steps)
     set_seed(config.seed)
-    model = load_model(config, architecture, newest_checkpoint(run_dir))
+    model = load_model(config, architecture, newest)
     if TURN_END in tokenizer.get_vocab():  # an answer ends with its turn
         model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(TURN_END)]
     if config.updates.parallel == "fsdp2" and processes.world > 1:
@@ -89,7 +93,7 @@ def prepare(config: FinetuneConfig, run_dir: Path, processes: Processes) -> Loop
         config,
         run_dir,
         model,
-        arguments(config, run_dir, len(dataset), processes.world),
+        settings,
         train_dataset=dataset,
         data_collator=Collator(tokenizer),
         processing_class=tokenizer,
@@ -98,13 +102,20 @@ def prepare(config: FinetuneConfig, run_dir: Path, processes: Processes) -> Loop
 
 
 def train(trainer: LoopedTrainer) -> None:
-    """From the newest checkpoint to the final model, or to where the run is stopped."""
+    """From the newest checkpoint to the final model, or to where the run is stopped.
+
+    An interrupt (SIGINT, SIGTERM) ends the update, writes a checkpoint and goes on its way (see `core.interrupts`).
+    """
     newest = newest_checkpoint(trainer.run_dir)
     done = 0 if newest is None else saving.step_of(newest)
-    if done < trainer.args.max_steps:
-        done = trainer.train(resume_from_checkpoint=None if newest is None else str(newest)).global_step
-    if done == trainer.args.max_steps:
-        finish(trainer)
+    with deferred() as interrupt:
+        stops = Stops(trainer.run_dir, interrupt)
+        trainer.add_callback(stops)
+        if done < trainer.args.max_steps:
+            done = trainer.train(resume_from_checkpoint=None if newest is None else str(newest)).global_step
+        if done == trainer.args.max_steps and not stops.agreed:
+            finish(trainer)
+        interrupt.message = f"stopped at update {done}; the same command goes on"
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
@@ -218,6 +229,26 @@ class MetricsFile(TrainerCallback):
         """Add a line."""
         if state.is_world_process_zero and logs and "n_loops" in logs:
             metrics.append(self.path, {"step": state.global_step, **logs})
+
+
+class Stops(TrainerCallback):
+    """Ends the run between two updates, with a checkpoint, once any process is interrupted or the run's folder holds STOP."""
+
+    def __init__(self, run_dir: Path, interrupt: Interrupt):
+        self.stop, self.interrupt, self.agreed = run_dir / STOP, interrupt, 0
+        self.agreement = Agreement(Processes.from_environment().world)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """All processes see the same, whichever was told."""
+        asked = self.interrupt.signal or int(state.is_world_process_zero and self.stop.exists())
+        self.agreed = self.agreement.greatest(asked)
+        if not self.agreed:
+            return
+        control.should_log = control.should_save = control.should_training_stop = True
+        if self.agreed in SIGNALS:
+            self.interrupt.signal = self.agreed
+        if state.is_world_process_zero:
+            self.stop.touch()  # the run counts as stopped, not as failed
 
 
 def finish(trainer: LoopedTrainer) -> None:

@@ -38,7 +38,7 @@ class Job:
 
     @property
     def state(self) -> str:
-        """finished, running, stopped (by `stop`: start goes on) or failed (start goes on from the last checkpoint)."""
+        """finished, running, stopped (by `stop` or a signal: start goes on) or failed (start goes on from a checkpoint)."""
         alive = self._process() is not None  # asked first: a job that ends in between has its result by then
         if (self.run_dir / RESULT).exists():
             return "finished"
@@ -67,7 +67,7 @@ class Job:
         return said[-1] if said else "\n".join([*killed, *lines[-25:]])
 
     def stop(self, timeout: float = 600.0) -> None:
-        """End the job after its next logged update, with a checkpoint; returns when it has ended. TimeoutError if it does not."""
+        """End the job after its next update, with a checkpoint; returns when it has ended. TimeoutError if it does not."""
         end = time.monotonic() + timeout
         while (process := self._process()) is not None:
             (self.run_dir / STOP).touch()  # again and again: a job that is only starting clears it away
@@ -124,7 +124,12 @@ def start(config: FinetuneConfig, run_dir: str | Path, processes: int) -> Job:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += ["-m", "looped_lib.ouro.finetune", str(job.run_dir / CONFIG), str(job.run_dir)]
     threads = max(1, (os.cpu_count() or 1) // processes)
-    environment = {"OMP_NUM_THREADS": str(threads), **quiet_environment(PYTHONUNBUFFERED="1")}
+    # Torchrun gives its processes 30 seconds to end, which is little for an update and a checkpoint of a large model.
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",
+        **quiet_environment(PYTHONUNBUFFERED="1"),
+    }
     with open(job.run_dir / LOG, "ab") as log:
         log_starts = log.tell()
         torchrun = subprocess.Popen(

@@ -111,12 +111,14 @@ def _ask(*question: str) -> list[str]:
 def _gemm_flops() -> float:
     """Float32 matrix products of one core, in FLOP/s."""
     threads, n = torch.get_num_threads(), 512
-    torch.set_num_threads(1)
     a = torch.ones(n, n)
-    a @ a
-    start = time.perf_counter()
-    for _ in range(5):
+    torch.set_num_threads(1)
+    try:
         a @ a
-    seconds = time.perf_counter() - start
-    torch.set_num_threads(threads)
+        start = time.perf_counter()
+        for _ in range(5):
+            a @ a
+        seconds = time.perf_counter() - start
+    finally:
+        torch.set_num_threads(threads)
     return 5 * 2 * n**3 / seconds

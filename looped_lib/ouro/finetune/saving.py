@@ -4,6 +4,7 @@
       model.safetensors, config.json, tokenizer    a model folder that from_pretrained loads (with LoRA: the adapter)
       training.state                               AdamW's moments under the parameters' names, every rank's random state
       trainer_state.json, schedule.json            where the Trainer and its learning rate stand
+      run.json                                     the run's FinetuneConfig: a checkpoint of another run is refused
 
 `training.state` has the format of safetensors but not their suffix: vLLM loads every .safetensors file of a folder as weights.
 Nothing is pickled. A checkpoint holds whole tensors, not shards, so that a run may go on with more or fewer processes.
@@ -28,10 +29,15 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 
-from looped_lib.core.files import replacing_folder
+from looped_lib.config import from_dict, to_dict
+from looped_lib.core.files import read_json, replacing_folder
+from looped_lib.ouro.finetune.config import FinetuneConfig
+from looped_lib.ouro.finetune.folder import differing
+from looped_lib.training.checkpoints import CheckpointError, remedy
 
-TRAINING, SCHEDULE = "training.state", "schedule.json"
+TRAINING, SCHEDULE, RUN = "training.state", "schedule.json", "run.json"
 _TRAINING_BEFORE = "training.safetensors"  # its name in checkpoints of earlier versions, which runs still go on from
 
 
@@ -51,7 +57,7 @@ def step_of(checkpoint: Path) -> int:
 
 def checkpoints(run_dir: str | Path) -> list[Path]:
     """All checkpoints of a run, the oldest first. Every one is whole."""
-    return sorted((Path(run_dir) / "checkpoints").glob("step_????????"))
+    return sorted(p for p in (Path(run_dir) / "checkpoints").glob("step_????????") if p.name.removeprefix("step_").isdecimal())
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -109,17 +115,51 @@ def writing(target: Path, run_dir: Path) -> Iterator[Path]:
         ) from e
 
 
-def write_training(folder: Path, tensors: dict[str, Tensor], schedule: dict[str, Any]) -> None:
-    """Write optimizer, random states and schedule into a checkpoint's folder."""
+def write_training(folder: Path, tensors: dict[str, Tensor], schedule: dict[str, Any], config: FinetuneConfig) -> None:
+    """Write optimizer, random states, schedule and config into a checkpoint's folder."""
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / TRAINING)
     (folder / SCHEDULE).write_text(json.dumps(schedule))
+    (folder / RUN).write_text(json.dumps(to_dict(config)))
 
 
 def read_training(folder: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names start with `prefix`."""
+    """The tensors whose names start with `prefix`. CheckpointError if the file cannot be read."""
     path = folder / TRAINING
-    tensors = load_file(path if path.exists() else folder / _TRAINING_BEFORE)
-    return {k: v for k, v in tensors.items() if k.startswith(prefix)}
+    path = path if path.exists() else folder / _TRAINING_BEFORE
+    try:
+        return {k: v for k, v in load_file(path).items() if k.startswith(prefix)}
+    except (OSError, SafetensorError) as e:
+        raise CheckpointError(f"{path} cannot be read ({e}); {remedy(folder)}") from None
+
+
+def check(folder: Path, config: FinetuneConfig, steps: int) -> None:
+    """CheckpointError if a checkpoint is not one of a run of `config`, of `steps` updates, after as many as its name says."""
+    wrong = ""
+    for name in (TRAINER_STATE_NAME, SCHEDULE, RUN):
+        try:
+            found = read_json(folder / name)
+        except (OSError, ValueError, RecursionError) as e:
+            raise CheckpointError(f"{folder / name} cannot be read ({e}); {remedy(folder)}") from None
+        if not isinstance(found, dict):
+            wrong = "must be a mapping"
+        elif name == TRAINER_STATE_NAME and found.get("global_step") != step_of(folder):
+            wrong = f"global_step must be {step_of(folder)}, as its folder says, got {found.get('global_step')!r}"
+        elif name == TRAINER_STATE_NAME and step_of(folder) > steps:
+            wrong = f"global_step must be at most {steps}, got {step_of(folder)}"
+        elif name == RUN and (other := differing(from_dict(FinetuneConfig, found, str(folder / name)), config)):
+            wrong = f"it is of a run with other settings ({', '.join(other)})"
+        if wrong:
+            raise CheckpointError(f"{folder / name}: {wrong}; {remedy(folder)}")
+
+
+def check_moments(folder: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """CheckpointError, naming the tensor, if a moment has another size than its parameter."""
+    sizes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    for name, moment in tensors.items():
+        size = sizes.get(name.removeprefix("adamw.").rpartition(".")[0])
+        if moment.ndim and size is not None and tuple(moment.shape) != size:
+            what = f"the size of {name} must be {size}, got {tuple(moment.shape)}"
+            raise CheckpointError(f"{folder / TRAINING}: {what}; {remedy(folder)}")
 
 
 def prune(run_dir: str | Path, keep: int) -> None:

@@ -22,7 +22,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from looped_lib.core.files import read_json
 from looped_lib.ouro.finetune import saving
 from looped_lib.ouro.finetune.config import FinetuneConfig
-from looped_lib.ouro.finetune.folder import STOP
 from looped_lib.ouro.model import costs
 from looped_lib.ouro.model.configuration import OuroConfig
 from looped_lib.regularizers import JacobianPenalty
@@ -84,9 +83,7 @@ class LoopedTrainer(Trainer):
         """Replace the Trainer's averages by ours, over all processes: the one place where a run waits for its device."""
         if "loss" not in logs:
             return super().log(logs, start_time)
-        line = self.tally.close(stop=(self.run_dir / STOP).exists())
-        if line.pop("stop"):
-            self.control.should_save = self.control.should_training_stop = True
+        line = self.tally.close()
         grad_norm = logs.get("grad_norm", math.nan)
         super().log({**line, "grad_norm": float(grad_norm), "learning_rate": logs["learning_rate"]}, start_time)
         if not math.isfinite(line["loss"]) or not math.isfinite(line["penalty"]):
@@ -101,7 +98,7 @@ class LoopedTrainer(Trainer):
         if self.args.should_save:
             with saving.writing(saving.checkpoint_folder(self.run_dir, self.state.global_step), self.run_dir) as folder:
                 self.write_model(folder, weights)
-                saving.write_training(folder, tensors, self.lr_scheduler.state_dict())
+                saving.write_training(folder, tensors, self.lr_scheduler.state_dict(), self.config)
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
             saving.prune(self.run_dir, self.config.updates.checkpoints_kept)
         if dist.is_initialized():
@@ -118,7 +115,9 @@ class LoopedTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        saving.load_moments(self.model, self.optimizer.optimizer, saving.read_training(Path(checkpoint), "adamw."))
+        moments = saving.read_training(Path(checkpoint), "adamw.")
+        saving.check_moments(Path(checkpoint), self.model, moments)
+        saving.load_moments(self.model, self.optimizer.optimizer, moments)
         self.lr_scheduler.load_state_dict(read_json(Path(checkpoint) / saving.SCHEDULE))
         for group, lr in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = lr  # the schedule sets it after an update, for the next one
@@ -155,13 +154,12 @@ class Tally:
         self.sums += torch.stack([x.detach().double() for x in (ce, penalty, tokens, flops)])
         self.loops.append(n_loops)
 
-    def close(self, stop: bool) -> dict[str, float]:
-        """The means per update, over all processes, and whether any of them was asked to stop. All processes must call."""
+    def close(self) -> dict[str, float]:
+        """The means per update, over all processes. All processes must call."""
         world = dist.get_world_size() if dist.is_initialized() else 1
-        sums = torch.cat([self.sums, self.sums.new_tensor([float(stop)])])
         if world > 1:
-            dist.all_reduce(sums)
-        ce, penalty, tokens, flops, stops = sums.tolist()
+            dist.all_reduce(self.sums)
+        ce, penalty, tokens, flops = self.sums.tolist()
         now, updates = time.perf_counter(), self.updates
         seconds, self.since = now - self.since, now
         line = {
@@ -172,7 +170,6 @@ class Tally:
             "flops_per_sec": flops / seconds,
             "memory_bytes": costs.memory_used(self.device),
             "seconds_per_update": seconds / updates,
-            "stop": bool(stops),
         }
         if self.peak is not None:
             line["mfu"] = flops / seconds / (self.peak * world)

@@ -1,0 +1,64 @@
+"""The folder of a run as its training sees it: whose it is, and where it goes on.
+
+Nothing that the folder says is taken on trust: another experiment's config, another run's checkpoint and a finished run whose
+weights are gone are refused, each with one error that says what would be right.
+"""
+
+from pathlib import Path
+
+from looped_lib.config import ExperimentConfig, differences, from_dict, to_dict
+from looped_lib.core.checks import ConfigError
+from looped_lib.core.files import read_json, write_json
+from looped_lib.training import checkpoints
+from looped_lib.training.checkpoints import STATE, Checkpoint, CheckpointError, remedy
+
+CHECKPOINTS, CONFIG, METRICS, RESULT = "checkpoints", "config.json", "metrics.jsonl", "result.json"
+
+
+def check(run_dir: Path, config: ExperimentConfig) -> None:
+    """Whether `config` may be trained in `run_dir`; nothing is written.
+
+    ConfigError if the folder is of another experiment, FileNotFoundError if its run is finished and has no checkpoint to go on
+    from: what it recorded would be lost.
+    """
+    path = run_dir / CONFIG
+    if path.exists() and (changed := differences(from_dict(ExperimentConfig, read_json(path), str(path)), config)):
+        raise ConfigError(f"{path} belongs to another experiment ({changed}): give another folder, or delete {run_dir}")
+    if (run_dir / RESULT).exists() and checkpoints.latest(run_dir / CHECKPOINTS) is None:
+        raise FileNotFoundError(without_weights(run_dir))
+
+
+def claim(run_dir: Path, config: ExperimentConfig) -> None:
+    """`check`, and make the folder this config's if it is nobody's yet."""
+    check(run_dir, config)
+    if not (run_dir / CONFIG).exists():
+        write_json(run_dir / CONFIG, to_dict(config))
+
+
+def newest(run_dir: Path) -> tuple[Checkpoint, ExperimentConfig] | None:
+    """The newest checkpoint of a run and the run's config; None if there is no checkpoint.
+
+    CheckpointError if it is damaged, past the run's last step, or of a run with another config.
+    """
+    found = checkpoints.latest(run_dir / CHECKPOINTS)
+    if found is None:
+        return None
+    file = found.path / STATE
+    try:
+        config = from_dict(ExperimentConfig, found.state.get("config"), str(file))
+    except ConfigError as e:
+        raise CheckpointError(f"{e}; {remedy(found.path)}") from None
+    path = run_dir / CONFIG
+    if path.exists() and (changed := differences(config, from_dict(ExperimentConfig, read_json(path), str(path)))):
+        raise CheckpointError(f"{file}: config must be that of {path}, but differs: {changed}; {remedy(found.path)}")
+    if found.step > config.training.steps:
+        raise CheckpointError(f"{file}: step must be at most {config.training.steps}, got {found.step}; {remedy(found.path)}")
+    return found, config
+
+
+def without_weights(run_dir: Path) -> str:
+    """What to tell of a finished run that has no checkpoint."""
+    return (
+        f"{run_dir} is finished, but its checkpoint is not there (records keep none): run its {CONFIG} anew in another folder "
+        "to have its model again"
+    )
