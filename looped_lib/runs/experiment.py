@@ -83,7 +83,7 @@ def run_experiment(config: ExperimentConfig, run_dir: str | Path, max_depth: int
         **_lowest(curve),
         "n_test": len(problems),
         "seconds": {
-            "train": read_metrics(path.with_name(folder.METRICS))[-1]["seconds"],
+            "train": trained,
             "evaluate": time.perf_counter() - start,
         },
         "config": to_dict(config),
