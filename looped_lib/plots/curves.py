@@ -7,20 +7,25 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from looped_lib.core.html import escape
 from looped_lib.dynamics.trajectory import Trajectory
 from looped_lib.plots.style import LOOP_TICKS, TEMPLATE, figure, lines
 
 
 def accuracy_by_depth(
-    depths: Sequence[int], accuracy: Mapping[str, Sequence[float]], trained: int | None = None, log: bool = True
+    depths: Sequence[int],
+    accuracy: Mapping[str, Sequence[float]],
+    trained: int | None = None,
+    log: bool = True,
+    title: str = "Accuracy against loop count",
 ) -> go.Figure:
     """Exact match (0 to 1) against loop count, one line per run; `trained` marks the depth of fixed-depth training."""
-    plot = figure("Accuracy against loop count", "loops T", "exact match, % of held-out problems")
+    plot = figure(title, "loops T", "exact match, % of held-out problems")
     line = lines(accuracy)
     for name, values in accuracy.items():
         points = [(d, 100 * a) for d, a in zip(depths, values, strict=True) if d > 0 or not log]
         x, y = [d for d, _ in points], [a for _, a in points]
-        plot.add_scatter(x=x, y=y, name=name, mode="lines", line=line[name], hovertemplate="T = %{x}: %{y:.1f} %")
+        plot.add_scatter(x=x, y=y, name=escape(name), mode="lines", line=line[name], hovertemplate="T = %{x}: %{y:.1f} %")
     plot.update_yaxes(range=[-2, 102])
     if log:
         plot.update_xaxes(type="log", tickvals=LOOP_TICKS)
@@ -37,7 +42,9 @@ def loss_by_step(metrics: pd.DataFrame) -> go.Figure:
     plot = figure("Training", "optimiser step", "cross-entropy per answer token, nats")
     line = lines(name for name, _ in _by_run(metrics))
     for name, run in _by_run(metrics):
-        plot.add_scatter(x=run.step, y=run.ce, name=name, mode="lines", line=line[name], hovertemplate="step %{x}: %{y:.4f}")
+        plot.add_scatter(
+            x=run.step, y=run.ce, name=escape(name), mode="lines", line=line[name], hovertemplate="step %{x}: %{y:.4f}"
+        )
     return plot.update_yaxes(type="log")
 
 
@@ -58,7 +65,7 @@ def exit_tradeoff(curves: Mapping[str, tuple[Sequence[float], Sequence[float], S
         plot.add_scatter(
             x=list(loops),
             y=[100 * a for a in accuracy],
-            name=name,
+            name=escape(name),
             mode="lines+markers",
             line=lines(curves)[name],
             customdata=list(tolerances),
@@ -82,7 +89,7 @@ def movement(paths: Mapping[str, Trajectory]) -> go.Figure:
             plot.add_scatter(
                 x=path.loops.tolist(),
                 y=table.double().mean((1, 2)).tolist(),
-                name=name,
+                name=escape(name),
                 legendgroup=name,
                 showlegend=panel == 1,
                 mode="lines",
@@ -101,7 +108,9 @@ def _by_depth(runs: pd.DataFrame, column: str, title: str, axis: str) -> go.Figu
     plot = figure(title, "loops T", axis)
     line = lines(name for name, _ in _by_run(runs))
     for name, run in _by_run(runs):
-        plot.add_scatter(x=run.depth, y=run[column], name=name, mode="lines", line=line[name], hovertemplate="T = %{x}: %{y:.3g}")
+        plot.add_scatter(
+            x=run.depth, y=run[column], name=escape(name), mode="lines", line=line[name], hovertemplate="T = %{x}: %{y:.3g}"
+        )
     return plot.update_yaxes(type="log", exponentformat="power")
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from looped_lib.core.html import escape_markdown
+
 
 def tour_sentences(depths: Sequence[int], accuracy: Mapping[str, Sequence[float]], trained: int = 4) -> str:
     """Two sentences that say what the tour's numbers say, whatever they are: where the fixed model falls, what STARS holds.
@@ -50,6 +52,7 @@ def _one_run(name: str, record: Mapping[str, Any], row: pd.Series) -> str:
     radius = "the state overflows" if overflow else f"the spectral radius at the last state is {record['radius']:.4f}"
     rate = "" if record["rate"] is None else f", the residual's own rate {record['rate']:.4f}"
     return (
-        f"**{name}**: of {total} problems {kinds} within {n_loops} loops; {radius}{rate}. Stopped at a tolerance of "
-        f"{row['exit tolerance']:g} it uses {row['mean loops']:.1f} loops a character and solves {row['accuracy, %']:.1f} %."
+        f"**{escape_markdown(name)}**: of {total} problems {kinds} within {n_loops} loops; {radius}{rate}. "
+        f"Stopped at a tolerance of {row['exit tolerance']:g} it uses {row['mean loops']:.1f} loops a character "
+        f"and solves {row['accuracy, %']:.1f} %."
     )

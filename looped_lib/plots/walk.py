@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 
+from looped_lib.core.html import escape
 from looped_lib.plots.style import PALETTE, TEMPLATE
 
 _AXES = "xyz"
@@ -195,7 +196,7 @@ def _title(walk: Walk, loop: int) -> str:
         for c, right in zip(walk.says[_place(walk, loop)], walk.truth, strict=True)
     )
     says = f"after {loop} loop{'s' * (loop != 1)}: says '{said}' · truth '{_visible(walk.truth)}'"
-    return f'{says}<br><span style="font-size:13px">{walk.run} · {walk.problem} · {walk.point}; {_NOTE}</span>'
+    return f'{says}<br><span style="font-size:13px">{escape(f"{walk.run} · {walk.problem} · {walk.point}; {_NOTE}")}</span>'
 
 
 def _place(walk: Walk, loop: int) -> int:
@@ -210,4 +211,4 @@ def _coloured(text: str, colour: str) -> str:
 
 
 def _visible(text: str) -> str:
-    return text.replace(" ", "␣")
+    return escape(text.replace(" ", "␣"))

@@ -6,7 +6,6 @@
 `Walks` computes what is shown, without widgets; `plots.walk_slider` draws the same as a figure that stays in a saved notebook.
 """
 
-import html
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import nn
 
 from looped_lib.config import DataConfig
 from looped_lib.core.files import read_json
+from looped_lib.core.html import escape
 from looped_lib.core.project import runs_folder
 from looped_lib.dynamics.pca import project
 from looped_lib.dynamics.trajectory import Trajectory, logit_lens, trajectory
@@ -247,7 +247,7 @@ class Explorer(VBox):
             redraw(self.figure, walk, self.loop.value)
 
     def _say(self, text: str) -> None:
-        self.message.value = text and f'<p role="alert" style="color:#b00020; margin:0">{html.escape(text)}</p>'
+        self.message.value = text and f'<p role="alert" style="color:#b00020; margin:0">{escape(text)}</p>'
 
 
 def _held_out(config: DataConfig) -> tuple[str, ...]:
