@@ -34,6 +34,16 @@ def lines(names: Iterable[str]) -> dict[str, dict[str, str]]:
     }
 
 
+def labels(names: Iterable[str]) -> dict[str, str]:
+    """Each run's name in the legend, without the parts between dashes that all runs share (a seed, the norm's type)."""
+    names = list(names)
+    parts = {name: name.split("-") for name in names}
+    shared = set.intersection(*map(set, parts.values())) if len(names) > 1 else set()
+    short = {name: "-".join(part for part in own if part not in shared) for name, own in parts.items()}
+    told_apart = all(short.values()) and len(set(short.values())) == len(names)
+    return {name: escape(short[name] if told_apart else name) for name in names}
+
+
 def figure(title: str, x: str, y: str) -> go.Figure:
     """An empty figure with its titles."""
     return go.Figure(layout={"template": TEMPLATE, "title": escape(title), "xaxis_title": x, "yaxis_title": y, "height": 460})

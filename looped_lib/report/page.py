@@ -59,7 +59,7 @@ def section_html(rows: Sequence[Row], section: str, links: str = "../../") -> st
     def cell(row: Row) -> str:
         lines = [f'<b style="color: {_COLOURS.get(row["verdict"], _GREY)}">{row["verdict"]}</b>']
         if row["verdict"] != NOT_RUN:
-            runs = " ".join(f'<a href="{links}{quote(folder)}">{escape(folder)}</a><br>' for folder in row["runs"])
+            runs = " ".join(f'<a href="{links}{quote(folder)}/result.json">{escape(folder)}</a><br>' for folder in row["runs"])
             lines += [f"{_number(row)}, {_seeds(row)}", f"<small>{escape(row['measured'])}</small>"]
             lines += [f"<small>made with other than the pins: {escape('; '.join(row['differs']))}</small>"] * bool(row["differs"])
             lines += [f"<details><summary><small>{len(row['runs'])} runs</small></summary><small>{runs}</small></details>"]

@@ -6,8 +6,6 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-from packaging.requirements import Requirement
-
 
 def differences(made: Iterable[Mapping[str, Any] | None]) -> list[str]:
     """What differs in the `provenance` of some records, each with the number of records it is true of; none of them: [].
@@ -22,13 +20,13 @@ def differences(made: Iterable[Mapping[str, Any] | None]) -> list[str]:
 def _of_one(record: Mapping[str, Any] | None) -> list[str]:
     if not record:
         return ["versions not recorded"]
-    versions = record.get("versions", {})
-    others = [f"{name} {versions[name]}" for name, pin in _pins().items() if versions.get(name) and versions[name] not in pin]
+    versions = {name: version for name, version in record.get("versions", {}).items() if version and name in _pins()}
+    others = [f"{name} {version}" for name, version in versions.items() if version.partition("+")[0] != _pins()[name]]
     return others + ["files changed since the commit"] * bool(record.get("changed_files"))
 
 
 @cache
-def _pins() -> dict[str, Any]:
-    """The versions that the package asks for."""
-    wanted = (Requirement(line) for line in metadata.requires("looped_lib") or [])
-    return {r.name: r.specifier for r in wanted if r.specifier and r.marker is None}
+def _pins() -> dict[str, str]:
+    """The versions that the package asks for, each exactly; those of its extras aside."""
+    required = (line.partition("==") for line in metadata.requires("looped_lib") or [] if ";" not in line)
+    return {name: version for name, _, version in required}

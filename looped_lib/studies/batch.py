@@ -78,8 +78,8 @@ def export_html(notebook: str | Path, html: str | Path, code: bool = True, pictu
     """Write a notebook as one HTML file that needs no network: plotly.js travels in the notebook's own outputs.
 
     What nbconvert and plotly would fetch is left out: MathJax and require.js (TeX stays as typed), and the progress bars,
-    which are live widgets. Without `code` the page has texts and outputs alone. Pictures of Markdown cells are relative to the folder
-    `pictures` (default: the notebook's).
+    which are live widgets. Without `code` the page has texts and outputs alone. Pictures of Markdown cells are looked for in
+    the folder `pictures` (default: the notebook's).
     """
     page = nbformat.read(notebook, 4)
     page.metadata.pop("widgets", None)

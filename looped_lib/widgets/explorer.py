@@ -27,6 +27,7 @@ from looped_lib.plots.walk import Walk, move, redraw, walk_figure
 from looped_lib.runs.folders import read_config
 from looped_lib.tasks.addition import CHARACTERS, Problems, encode, from_texts
 from looped_lib.training.trainer import load_held_out, load_model
+from looped_lib.widgets.fit import full_width
 
 MAX_BYTES = 2**28  # of states: the explorer holds a few trajectories, and PCA copies the one it looks at
 _OFFERED = 20  # held-out problems in the list
@@ -42,6 +43,8 @@ class Run:
     """Has embed, step and readout, and reads the characters of `addition`."""
     max_len: int
     """Most characters it reads."""
+    digits: int = 0
+    """Of each number it was trained on; 0: not known."""
     held_out: tuple[str, ...] = ()
     """Some problems it was not trained on."""
     depths: Int[np.ndarray, "depth"] = field(default_factory=lambda: np.zeros(0, int))
@@ -76,7 +79,7 @@ def open_run(folder: Path, name: str) -> Run:
             measured = {"depths": np.array(result["depths"], int), "accuracy": np.array(result["accuracy"], float)}
         except (KeyError, TypeError) as e:
             raise ValueError(f"{path} has no depths and accuracy ({e}); delete it to measure again") from None
-    return Run(name, model, config.model.max_len, _held_out(config.data), **measured)
+    return Run(name, model, config.model.max_len, config.data.digits, _held_out(config.data), **measured)
 
 
 def read_problem(text: str, max_len: int) -> Problems:
@@ -223,7 +226,8 @@ class Explorer(VBox):
 
     def _settle(self, run: Run, walk: Walk, loops: int) -> None:
         """Controls offer what there is."""
-        self._say("")
+        remark = _remark(run, walk.problem)
+        self.message.value = remark and f'<p role="status" style="margin:0">{escape(remark)}</p>'
         self.problem.value = walk.problem
         invitation = "choose one" if run.held_out else "none: the run's data files are not here"
         offered = [(invitation, ""), *((problem, problem) for problem in run.held_out)]
@@ -240,14 +244,19 @@ class Explorer(VBox):
         self.walk = walk
         if self.figure is None:
             self.figure = go.FigureWidget(walk_figure(walk, self.loop.value))
-            # As wide as the notebook, also when that changes; FigureWidget has no public way to say so.
-            self.figure._config = self.figure._config | {"responsive": True}
-            self.children = (*self.children, self.figure)
+            self.children = (*self.children, full_width(self.figure))
         else:
             redraw(self.figure, walk, self.loop.value)
 
     def _say(self, text: str) -> None:
         self.message.value = text and f'<p role="alert" style="color:#b00020; margin:0">{escape(text)}</p>'
+
+
+def _remark(run: Run, problem: str) -> str:
+    """What to know of a problem unlike those of the training."""
+    if not run.digits or all(len(a) == run.digits for a in problem.removesuffix("=").split("+")):
+        return ""
+    return f"this run was trained on numbers of {run.digits} digits: of others it has seen none"
 
 
 def _held_out(config: DataConfig) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ def test_the_trained_depth_is_marked_where_it_is():
     for log, expected in ((True, math.log10(4)), (False, 4)):
         figure = curves.accuracy_by_depth(DEPTHS, ACCURACY, trained=4, log=log)
         assert figure.layout.shapes[0].x0 == 4 and len(figure.layout.annotations) == 1
-        assert figure.layout.annotations[0].text == "trained depth 4" and figure.layout.annotations[0].x == expected
+        assert figure.layout.annotations[0].text == "fixed training depth 4" and figure.layout.annotations[0].x == expected
 
 
 def test_many_runs_are_told_apart():

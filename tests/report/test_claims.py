@@ -363,7 +363,10 @@ def test_the_cheapest_recipe_is_one_that_holds(runs):
     for recipe, accuracy in (("random", FALLS | {10_000: 0}), ("diagonal_noise", deep), ("stars_carry", deep)):
         runs(recipe_study("cpu", recipe), accuracy, seeds=(0, 1, 2), last=10_000)
     row = verdict(runs, "cheapest_recipe")
-    assert row["measured"] == "diagonal_noise 1.08; stars_carry 1.21 (of 3 recipes with three seeds)"
+    assert row["measured"] == (
+        "diagonal_noise for 1.08 of the FLOPs of random loops; stars_carry for 1.21 of the FLOPs of random loops "
+        "(of 3 recipes with three seeds)"
+    )
     assert (row["verdict"], row["seeds"]) == ("confirmed", 3) and row["value"] == pytest.approx(1.08, abs=0.005)
     runs(recipe_study("cpu", "diagonal_noise"), FALLS | {10_000: 0}, seeds=(0, 1, 2), last=10_000)
     assert verdict(runs, "cheapest_recipe")["verdict"] == "not confirmed"

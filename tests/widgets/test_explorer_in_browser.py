@@ -24,6 +24,7 @@ from looped_lib.widgets.explorer import Walks
 
 PLOT = "document.querySelector('.js-plotly-plot')"
 TITLE, MARK = f"{PLOT}.layout.title.text", f"Array.from({PLOT}.data[5].x)[0]"
+WIDE = f"{PLOT}._fullLayout.width"  # pixels that the figure drew itself in
 
 pytestmark = needs_browser
 
@@ -105,6 +106,7 @@ def test_the_explorer_works_in_jupyterlab(runs, tmp_path, page):
         page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
         page.wait_for_function(f"{PLOT} && {PLOT}._fullData && document.querySelector('.widget-hslider')")
         assert page.evaluate(TITLE).startswith("after 0 loops") and page.evaluate(f"{PLOT}.data[0].x.length") == 13
+        page.wait_for_function(f"{WIDE} > 900 && Math.abs({WIDE} - {PLOT}.closest('.jp-OutputArea-output').clientWidth) < 20")
         first = page.evaluate(f"Array.from({PLOT}.data[0].x)")
 
         page.locator(".widget-dropdown select").nth(0).select_option(label="tour/stars")
