@@ -297,7 +297,7 @@ CLAIMS = (
         for recipe, sentence in (
             (
                 "diagonal_noise",
-                "On four digits, random loops from noise in a state that decays towards the input are right at 4 to 10,000 loops.",
+                "On four digits, from noise in a state that decays towards the input, random loops are right at 4 to 10,000.",
             ),
             (
                 "inject_carry",

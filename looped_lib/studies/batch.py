@@ -133,7 +133,7 @@ def main(arguments: list[str]) -> None:
     parameters = {"out": str(args.out.resolve()), **parse_parameters(args.p)}
     executed = execute(args.notebook, args.out, parameters)
     html = args.out / f"{args.notebook.stem.split('_', 1)[-1]}.html"
-    export_html(executed, html)
+    export_html(executed, html, pictures=args.notebook.parent)
     if (args.out / "result.json").exists():
         print(accuracy_table(read_json(args.out / "result.json")).to_string())
     print(f"\nopen {html} in a browser, or {executed} in JupyterLab")
