@@ -27,7 +27,6 @@ from looped_lib.plots.walk import Walk, move, redraw, walk_figure
 from looped_lib.runs.folders import read_config
 from looped_lib.tasks.addition import CHARACTERS, Problems, encode, from_texts
 from looped_lib.training.trainer import load_held_out, load_model
-from looped_lib.widgets.fit import full_width
 
 MAX_BYTES = 2**28  # of states: the explorer holds a few trajectories, and PCA copies the one it looks at
 _OFFERED = 20  # held-out problems in the list
@@ -244,7 +243,9 @@ class Explorer(VBox):
         self.walk = walk
         if self.figure is None:
             self.figure = go.FigureWidget(walk_figure(walk, self.loop.value))
-            self.children = (*self.children, full_width(self.figure))
+            # As wide as the notebook, also when that changes; FigureWidget has no public way to say so.
+            self.figure._config = self.figure._config | {"responsive": True}
+            self.children = (*self.children, self.figure)
         else:
             redraw(self.figure, walk, self.loop.value)
 

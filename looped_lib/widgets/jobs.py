@@ -13,7 +13,6 @@ from looped_lib.core.files import read_json
 from looped_lib.ouro.finetune.folder import RESULT
 from looped_lib.ouro.finetune.launch import Job
 from looped_lib.plots.finetuning import PANELS, finetuning, series
-from looped_lib.widgets.fit import full_width
 
 
 def watch(job: Job, updates: int, live: bool = True) -> Job:
@@ -28,7 +27,7 @@ def watch(job: Job, updates: int, live: bool = True) -> Job:
     before = job.metrics()
     curves = go.FigureWidget(finetuning({name: before})) if live else None
     if curves is not None:
-        display(full_width(curves))
+        display(curves)
     done = 0 if before.empty else int(before.step.iloc[-1])  # or the time left would count what was done before we looked
     with tqdm(total=updates, initial=done, desc=name, unit="update") as bar:
 
