@@ -88,8 +88,8 @@ def test_the_tours_sentences_are_worded_from_the_numbers():
         "trained at 4 loops solves 99.0 % of the held-out problems at 4 loops; it first falls below half of that at 200" in text
     )
     assert (
-        "the model with the penalty and carried states solves at least 99.5 % (its lowest, at 4 loops); at 200 loops it solves 100.0 %, random loops alone 40.0 %."
-        in text
+        "the model with the penalty and carried states solves at least 99.5 % (its lowest, at 4 loops); "
+        "at 200 loops it solves 100.0 %, random loops alone 40.0 %." in text
     )
 
 
