@@ -27,7 +27,7 @@ test: $(VENV)/.test-installed $(VENV)/.vllm-installed  ## lint and test
 	$(RUN) -m pytest
 
 lab: $(VENV)/.installed  ## JupyterLab, reachable from this machine only
-	$(VENV)/bin/jupyter lab --ip 127.0.0.1 $(AS_ROOT) --notebook-dir notebooks
+	$(VENV)/bin/jupyter lab --ip 127.0.0.1 $(AS_ROOT) --notebook-dir . --LabApp.default_url=/lab/tree/notebooks
 
 bench: $(VENV)/.installed  ## speed ratios into runs/bench/result.json
 	$(RUN) -m looped_lib bench

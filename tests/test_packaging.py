@@ -33,6 +33,12 @@ def test_make_targets_exist(target):
     assert done.returncode == 0, done.stderr
 
 
+def test_jupyterlab_serves_the_project_and_begins_at_the_notebooks():
+    """From the folder of the notebooks alone, links to runs, data and README lead nowhere."""
+    said = subprocess.run(["make", "-n", "-C", ROOT, "lab"], capture_output=True, text=True).stdout
+    assert "--notebook-dir . " in said and "default_url=/lab/tree/notebooks" in said and "--ip 127.0.0.1" in said
+
+
 def test_the_name_of_vllm_has_the_version_of_its_cpu_build():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     name = tomllib.loads((ROOT / ".ci" / "vllm_name" / "pyproject.toml").read_text())["project"]

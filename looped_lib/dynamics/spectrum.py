@@ -9,6 +9,7 @@ columns, and the eigenvalues of a matrix of seq * d_model become those of seq ma
 
     eigenvalues         every eigenvalue of J, per position: exact
     exact_radius        rho = max |eigenvalue|: exact for blocks up to DENSE wide, by Arnoldi's method on each block beyond
+    radius              exact_radius where its condition holds, else arnoldi_radius
     arnoldi_radius      rho without forming the blocks: Arnoldi's method on products alone, for wide models
     lanczos_norm        sigma_max, by Lanczos bidiagonalisation on products with J and J^T
     exact_squared_fro   ||J||_F^2 from all N columns of J
@@ -34,10 +35,14 @@ _FEW = 64  # entries of a state below which scipy's iterative methods are pointl
 _BYTES_AT_ONCE = 2**28  # tangents in flight together
 
 
+class MixesPositions(ValueError):
+    """Phi mixes positions by other means than `scaled_dot_product_attention`, so that its blocks cannot be separated."""
+
+
 def same_position_blocks(step: Step, h: Stream) -> Float[Tensor, "batch seq d_model d_model"]:
     """J_pp of every row and position: how position p of the next state moves with position p of this one.
 
-    Memory: batch * seq * d_model^2 elements. ValueError if Phi mixes positions other than by `scaled_dot_product_attention`:
+    Memory: batch * seq * d_model^2 elements. MixesPositions if Phi mixes positions other than by `scaled_dot_product_attention`:
     the blocks are checked at the last position, which sees all others, against one ordinary product.
     """
     h = h.detach()
@@ -57,12 +62,23 @@ def eigenvalues(step: Step, h: Stream) -> Complex[Tensor, "batch seq d_model"]:
 
 
 def exact_radius(step: Step, h: Stream, tol: float = 1e-10) -> PerRow:
-    """rho of each row, from the blocks: all eigenvalues up to width DENSE, Arnoldi's method to relative `tol` beyond."""
+    """rho of each row, from the blocks: all eigenvalues up to width DENSE, Arnoldi's method to relative `tol` beyond.
+
+    MixesPositions (a ValueError) as by `same_position_blocks`.
+    """
     blocks = same_position_blocks(step, h)
     if h.shape[-1] <= DENSE:
         return torch.linalg.eigvals(blocks).abs().amax((1, 2))
     flat = blocks.flatten(0, 1).cpu().numpy()
     return h.new_tensor([_block_radius(block, tol) for block in flat]).view(h.shape[:2]).amax(1)
+
+
+def radius(step: Step, h: Stream) -> PerRow:
+    """rho of each row: exact where Phi mixes positions by `scaled_dot_product_attention` alone, else by Arnoldi's method."""
+    try:
+        return exact_radius(step, h)
+    except MixesPositions:
+        return arnoldi_radius(step, h)
 
 
 def arnoldi_radius(step: Step, h: Stream, tol: float = 1e-8) -> PerRow:
@@ -150,7 +166,7 @@ def _check_last_position(step: Step, h: Stream, blocks: Tensor) -> None:
         there = jvp(step, h, v)[:, -1]
     mine = (blocks[:, -1] @ v[:, -1, :, None]).squeeze(-1)
     if not torch.allclose(mine, there, rtol=1e-3, atol=1e-3 * float(there.abs().max())):
-        raise ValueError(
+        raise MixesPositions(
             "this model mixes positions outside torch.nn.functional.scaled_dot_product_attention, so its same-position blocks "
             "cannot be separated: use arnoldi_radius or jacobian.dense_jacobian"
         )

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
+from looped_lib.dynamics import spectrum
 from looped_lib.dynamics.exits import exit_curve
 from looped_lib.dynamics.fixed_points import KINDS, contraction_rate, fate
-from looped_lib.dynamics.spectrum import eigenvalues, exact_radius, exact_squared_fro, lanczos_norm
 from looped_lib.dynamics.trajectory import Trajectory
 from looped_lib.models.state import loop_at
 from looped_lib.tasks.addition import Problems, alike
@@ -32,7 +32,7 @@ def dynamics(
     """
     found = fate(model, alike(problems, n_problems).inputs, n_loops, progress=progress)
     finite = found.state.isfinite().flatten(1).all(1)
-    radius = exact_radius(*loop_at(model, found.state[finite])) if finite.any() else torch.tensor([torch.nan])
+    radius = spectrum.radius(*loop_at(model, found.state[finite])) if finite.any() else torch.tensor([torch.nan])
     curve = exit_curve(model, problems, TOLERANCES, max_depth, progress=progress)
     return {
         "class": {kind: Counter(found.kind)[kind] for kind in KINDS},
@@ -59,12 +59,13 @@ def dynamics_table(records: dict[str, dict[str, Any]]) -> pd.DataFrame:
         deepest = r["exit"]["accuracy"][-1]
         tolerance, loops, accuracy = min((s for s in steps if s[2] >= deepest - 1e-3), key=lambda s: s[1])
         rows[name] = row | {"exit tolerance": tolerance, "mean loops": loops, "accuracy, %": 100 * accuracy}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
+    digits = {"radius": 4, "rate": 4, "mean loops": 2, "accuracy, %": 1}
+    return pd.DataFrame.from_dict(rows, orient="index").round(digits).rename_axis("run")
 
 
 def spectra(model: nn.Module, path: Trajectory, loops: Sequence[int]) -> dict[int, Complex[Tensor, "seq d_model"]]:
     """All eigenvalues of J at the states of the first sequence of `path` after each of `loops`, in one batch."""
-    return dict(zip(loops, eigenvalues(*loop_at(model.eval(), _states(path, loops))), strict=True))
+    return dict(zip(loops, spectrum.eigenvalues(*loop_at(model.eval(), _states(path, loops))), strict=True))
 
 
 def gains(model: nn.Module, path: Trajectory, loops: Sequence[int]) -> dict[str, list[float]]:
@@ -76,9 +77,11 @@ def gains(model: nn.Module, path: Trajectory, loops: Sequence[int]) -> dict[str,
     """
     states = _states(path, loops)
     step, h = loop_at(model.eval(), states)
-    rms = (exact_squared_fro(step, h) / h[0].numel()).sqrt()
-    sigma_max = torch.cat([lanczos_norm(*loop_at(model, row[None])) for row in states])  # its products are of one row each
-    return {"radius": exact_radius(step, h).tolist(), "sigma_max": sigma_max.tolist(), "rms": rms.tolist()}
+    rms = (spectrum.exact_squared_fro(step, h) / h[0].numel()).sqrt()
+    sigma_max = torch.cat(
+        [spectrum.lanczos_norm(*loop_at(model, row[None])) for row in states]
+    )  # its products are of one row each
+    return {"radius": spectrum.radius(step, h).tolist(), "sigma_max": sigma_max.tolist(), "rms": rms.tolist()}
 
 
 def spectrum_loops(max_depth: int) -> list[int]:

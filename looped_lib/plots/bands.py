@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
 
+from looped_lib.core.html import escape
 from looped_lib.plots.style import LOOP_TICKS, TEMPLATE, figure, lines, not_run
 
 _PANELS_IN_A_ROW = 2
@@ -57,14 +58,16 @@ def _bands(table: pd.DataFrame, x: str, y: str, title: str, axis: str, digits: s
     several = False
     for name, rows, where in _groups(table, panels):
         over = rows.groupby(x)[y].agg(["mean", "min", "max", "count"])
-        line, in_legend = lines(table["group"].unique())[name], name not in {trace.name for trace in plot.data}
+        line, in_legend = lines(table["group"].unique())[name], escape(name) not in {trace.name for trace in plot.data}
         shown = f"{place} %{{x}}: %{{y:{digits}}}{unit}"
         if over["count"].max() > 1:
             several = True
             shown += f", %{{customdata[2]}} seeds: %{{customdata[0]:{digits}}} to %{{customdata[1]:{digits}}}{unit}"
             plot.add_trace(_band(over, line["color"]).update(legendgroup=name), **where)
         mean = go.Scatter(x=over.index.tolist(), y=over["mean"].tolist(), mode="lines", line=line, hovertemplate=shown)
-        mean.update(name=name, legendgroup=name, showlegend=in_legend, customdata=over[["min", "max", "count"]].to_numpy())
+        mean.update(
+            name=escape(name), legendgroup=name, showlegend=in_legend, customdata=over[["min", "max", "count"]].to_numpy()
+        )
         plot.add_trace(mean, **where)
     if several:
         plot.update_layout(title_subtitle_text="mean over seeds, in a band from the least to the greatest")
@@ -107,10 +110,17 @@ def _panels(panels: list[str], title: str, x: str, y: str) -> go.Figure:
     columns, rows = _columns(panels), -(-len(panels) // _columns(panels))
     spacing = {"vertical_spacing": 0.2 / rows, "horizontal_spacing": 0.05}
     plot = make_subplots(
-        rows, columns, subplot_titles=panels, shared_xaxes="all", shared_yaxes="all", x_title=x, y_title=y, **spacing
+        rows,
+        columns,
+        subplot_titles=list(map(escape, panels)),
+        shared_xaxes="all",
+        shared_yaxes="all",
+        x_title=x,
+        y_title=y,
+        **spacing,
     )
     plot.update_xaxes(showticklabels=True).update_annotations(xshift=-55, selector={"text": y})
-    return plot.update_layout(template=TEMPLATE, title=title, height=130 + 300 * rows, margin={"l": 90, "t": 130})
+    return plot.update_layout(template=TEMPLATE, title=escape(title), height=130 + 300 * rows, margin={"l": 90, "t": 130})
 
 
 def _columns(panels: list[str]) -> int:

@@ -4,6 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from looped_lib.core.html import escape
 from looped_lib.plots.style import TEMPLATE, figure, lines
 
 _PANELS_IN_A_ROW = 3
@@ -16,7 +17,9 @@ def benchmarks(table: pd.DataFrame) -> go.Figure:
     """
     tasks = list(dict.fromkeys(table["task"]))
     n_rows, n_columns = max(1, -(-len(tasks) // _PANELS_IN_A_ROW)), max(1, min(_PANELS_IN_A_ROW, len(tasks)))
-    plot = make_subplots(n_rows, n_columns, subplot_titles=tasks, vertical_spacing=0.25 / n_rows, x_title="loops T")
+    plot = make_subplots(
+        n_rows, n_columns, subplot_titles=list(map(escape, tasks)), vertical_spacing=0.25 / n_rows, x_title="loops T"
+    )
     line, shown = lines(table["model"].unique()), set()
     for (task, model), points in table.groupby(["task", "model"], sort=True):
         panel, points = tasks.index(task), points.sort_values("depth")
@@ -24,12 +27,12 @@ def benchmarks(table: pd.DataFrame) -> go.Figure:
             x=points["depth"].tolist(),
             y=(100 * points["value"]).tolist(),
             error_y={"array": (100 * points["stderr"]).tolist() if "stderr" in points else None, "thickness": 1},
-            name=model,
+            name=escape(model),
             legendgroup=model,
             showlegend=model not in shown,
             mode="lines+markers",
             line=line[model],
-            hovertemplate=f"{model}, T = %{{x}}: %{{y:.1f}} %<extra></extra>",
+            hovertemplate="T = %{x}: %{y:.1f} %",
             row=panel // n_columns + 1,
             col=panel % n_columns + 1,
         )
@@ -49,10 +52,10 @@ def drop_from_peak(table: pd.DataFrame) -> go.Figure:
             x=points["depth"].tolist(),
             y=(-100 * points["drop"]).tolist(),
             customdata=(100 * points["value"]).tolist(),
-            name=model,
+            name=escape(model),
             mode="lines+markers",
             line=lines(table["model"].unique())[model],
-            hovertemplate=f"{model}, T = %{{x}}: %{{y:.1f}} points, at %{{customdata:.1f}} %<extra></extra>",
+            hovertemplate="T = %{x}: %{y:.1f} points, at %{customdata:.1f} %",
             showlegend=True,
         )
     return _loops(plot, table)

@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from looped_lib.core.html import escape
 from looped_lib.plots.style import TEMPLATE, lines
 
 PANELS = {
@@ -26,7 +27,7 @@ def finetuning(runs: Mapping[str, pd.DataFrame]) -> go.Figure:
             plot.add_scatter(
                 x=points.index,
                 y=points.to_numpy(),
-                name=name,
+                name=escape(name),
                 legendgroup=name,
                 showlegend=panel == 0,
                 mode="lines",

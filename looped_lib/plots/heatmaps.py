@@ -9,6 +9,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from looped_lib.core.html import escape
 from looped_lib.dynamics.trajectory import LogitLens, Trajectory
 from looped_lib.plots.style import TEMPLATE
 
@@ -33,10 +34,12 @@ def heatmaps(path: Trajectory, lens: LogitLens, labels: Sequence[str], run: str,
     for i, (table, (title, _, log)) in enumerate(zip(values, _PANELS, strict=True)):
         row, column = divmod(i, 2)
         plot.add_trace(_panel(table[:, problem], path.loops.tolist(), title, log, (row, column)), row=row + 1, col=column + 1)
-    shown = ["␣" if token == " " else token for token in labels]
+    shown = ["␣" if token == " " else escape(token) for token in labels]
     plot.update_yaxes(tickvals=list(range(len(labels))), ticktext=shown, autorange="reversed").update_yaxes(title="token", col=1)
     plot.update_xaxes(title="loops t")
-    return plot.update_layout(template=TEMPLATE, height=760, title=f"{run}: every token of {''.join(labels)} after every loop")
+    return plot.update_layout(
+        template=TEMPLATE, height=760, title=escape(f"{run}: every token of {''.join(labels)} after every loop")
+    )
 
 
 def _panel(table: Float[Tensor, "loop seq"], loops: list[int], title: str, log: bool, place: tuple[int, int]) -> go.Heatmap:

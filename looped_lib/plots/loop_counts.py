@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 
 from looped_lib.config import ExperimentConfig
+from looped_lib.core.html import escape
 from looped_lib.plots.style import PALETTE, TEMPLATE, not_run
 
 _PANELS_IN_A_ROW = 3
@@ -21,7 +22,7 @@ def loop_counts(configs: Mapping[str, ExperimentConfig], title: str = "Loop coun
     """
     if not configs:
         return not_run(title)
-    names = [f"{name}: mean {config.loops.mean():.1f}" for name, config in configs.items()]
+    names = [f"{escape(name)}: mean {config.loops.mean():.1f}" for name, config in configs.items()]
     n_columns = min(_PANELS_IN_A_ROW, len(configs))
     n_rows = -(-len(configs) // n_columns)
     plot = make_subplots(n_rows, n_columns, subplot_titles=names, vertical_spacing=0.3 / n_rows)

@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 from plotly.basedatatypes import BaseTraceType
 from plotly.subplots import make_subplots
 
+from looped_lib.core.html import escape
 from looped_lib.dynamics.pca import Projection
 from looped_lib.plots.style import PALETTE, TEMPLATE, lines
 
@@ -23,7 +24,7 @@ def pca_trajectories(projections: Mapping[str, Projection]) -> go.Figure:
         1,
         len(projections),
         specs=[[{"type": kind}] * len(projections)],
-        subplot_titles=list(projections),
+        subplot_titles=list(map(escape, projections)),
         horizontal_spacing=0.12,
     )
     for column, (name, projection) in enumerate(projections.items(), start=1):
@@ -64,7 +65,7 @@ def _path(projection: Projection, i: int, name: str, color: str) -> BaseTraceTyp
     marks = len(path) - 2
     return (go.Scatter3d if len(names) > 2 else go.Scatter)(
         dict(zip(names, path.T, strict=True)),
-        name=name,
+        name=escape(name),
         mode="lines+markers",
         line={"width": 1, "color": color},
         marker={"symbol": ["circle-open", *["circle"] * marks, "diamond"], "size": [10, *[4] * marks, 10]},

@@ -5,9 +5,27 @@ from typing import Any
 
 import pandas as pd
 
+from looped_lib.core.html import escape_markdown
+
+TOUR = {"fixed": "always 4 loops", "random": "random loops", "stars": "random loops, penalty, carried states"}
+"""The tour's runs, by what they were trained with: STARS itself has no carried states."""
+
+
+def size_note(preset: str, records: str, minutes: str) -> str:
+    """At size smoke a warning in Markdown, with what to do for a result; at other sizes nothing.
+
+    `records` is the folder of the recorded runs, as seen from a notebook; `minutes` what size cpu takes.
+    """
+    if preset != "smoke":
+        return ""
+    return (
+        "**Smoke: nothing is learned at this size.** It shows that everything works; accuracies near 0 mean nothing. "
+        f'For a result set `preset = "cpu"` ({minutes} on two cores) or look at [the recorded runs]({records}).'
+    )
+
 
 def tour_sentences(depths: Sequence[int], accuracy: Mapping[str, Sequence[float]], trained: int = 4) -> str:
-    """Two sentences that say what the tour's numbers say, whatever they are: where the fixed model falls, what STARS holds.
+    """Two sentences that say what the tour's numbers say, whatever they are: where the fixed model falls, what the third holds.
 
     `accuracy` (0 to 1 at each of `depths`, ascending) has the runs fixed, random and stars.
     """
@@ -28,8 +46,8 @@ def tour_sentences(depths: Sequence[int], accuracy: Mapping[str, Sequence[float]
 
     return (
         f"The model trained at {trained} loops solves {percent('fixed', first)} of the held-out problems at {first} loops; "
-        f"{where}, where it solves {percent('fixed', fallen or last)}. Over all loop counts from {first} to {last}, STARS "
-        f"solves at least {percent('stars', worst)} (its lowest, at {worst} loops); "
+        f"{where}, where it solves {percent('fixed', fallen or last)}. Over all loop counts from {first} to {last}, the model "
+        f"with the penalty and carried states solves at least {percent('stars', worst)} (its lowest, at {worst} loops); "
         f"at {last} loops it solves {percent('stars', last)}, "
         f"random loops alone {percent('random', last)}."
     )
@@ -50,6 +68,7 @@ def _one_run(name: str, record: Mapping[str, Any], row: pd.Series) -> str:
     radius = "the state overflows" if overflow else f"the spectral radius at the last state is {record['radius']:.4f}"
     rate = "" if record["rate"] is None else f", the residual's own rate {record['rate']:.4f}"
     return (
-        f"**{name}**: of {total} problems {kinds} within {n_loops} loops; {radius}{rate}. Stopped at a tolerance of "
-        f"{row['exit tolerance']:g} it uses {row['mean loops']:.1f} loops a character and solves {row['accuracy, %']:.1f} %."
+        f"**{escape_markdown(name)}**: of {total} problems {kinds} within {n_loops} loops; {radius}{rate}. "
+        f"Stopped at a tolerance of {row['exit tolerance']:g} it uses {row['mean loops']:.1f} loops a character "
+        f"and solves {row['accuracy, %']:.1f} %."
     )

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from jaxtyping import Complex
 from plotly.subplots import make_subplots
 
+from looped_lib.core.html import escape
 from looped_lib.plots.style import LOOP_TICKS, TEMPLATE, figure, lines
 
 _QUANTITIES = {"radius": "spectral radius", "sigma_max": "largest singular value", "rms": "rms singular value"}
@@ -57,7 +58,7 @@ def gains_by_loop(loops: Sequence[int], gains: Mapping[str, Mapping[str, Sequenc
             plot.add_scatter(
                 x=list(loops),
                 y=list(values[quantity]),
-                name=name,
+                name=escape(name),
                 legendgroup=name,
                 showlegend=column == 1,
                 mode="lines+markers",
@@ -92,4 +93,4 @@ def _largest(values: Complex[np.ndarray, "seq d_model"]) -> tuple[np.ndarray, np
 
 
 def _title(run: str, loop: int, values: np.ndarray, positions: np.ndarray) -> str:
-    return f"{run}: eigenvalues of J after loop {loop}, radius {abs(values[0]):.4f} (position {positions[0]})"
+    return f"{escape(run)}: eigenvalues of J after loop {loop}, radius {abs(values[0]):.4f} (position {positions[0]})"

@@ -13,12 +13,14 @@ import plotly.graph_objects as go
 from jaxtyping import Float, Int
 from plotly.subplots import make_subplots
 
+from looped_lib.core.html import escape
 from looped_lib.plots.style import PALETTE, TEMPLATE
 
 _AXES = "xyz"
 _RIGHT, _WRONG, _NOW = PALETTE[0], PALETTE[5], "#000000"
 _MS_PER_LOOP = 150
-_NOTE = "each character is predicted after the true ones before it; ␣ is a space, § the end"
+_NOTE = "sums are written with the last digit first; each character is predicted after the true ones before it"
+_SIGNS = "␣ is a space, § the end, Ʌ padding"
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,13 @@ def walk_figure(walk: Walk, loop: int) -> go.Figure:
     figure.update_layout(
         template=TEMPLATE,
         autosize=True,
-        height=580,
-        margin={"t": 110},
+        height=600,
+        margin={"t": 130},
         hovermode="closest",
         title={"x": 0.02, "y": 0.97, "yanchor": "top"},
         xaxis2={"showticklabels": False},
         xaxis3={"title": {"text": "loops"}, "matches": "x2"},
-        yaxis2={"title": {"text": "||Δh|| / ||h||"}, "type": "log", "exponentformat": "power", "minorloglabels": "complete"},
+        yaxis2={"title": {"text": "||Δh|| / ||h||"}, "type": "log", "tickformat": "~g", "minorloglabels": "complete"},
         yaxis3={"title": {"text": "exact match, %"}, "range": [-5, 105]},
         scene=small | {"camera": camera, "aspectmode": "cube", "domain": domain},
     )
@@ -127,7 +129,7 @@ def walk_slider(walk: Walk) -> go.Figure:
     slider = {"steps": steps, "currentvalue": {"prefix": "after loops: "}, "x": 0.1, "len": 0.9, "pad": {"t": 75}}
     menu = {"type": "buttons", "direction": "left", "buttons": buttons, "showactive": False}
     menu |= {"x": 0, "xanchor": "left", "y": 0, "yanchor": "top", "pad": {"t": 90}}
-    return figure.update_layout(sliders=[slider], updatemenus=[menu], height=680)
+    return figure.update_layout(sliders=[slider], updatemenus=[menu], height=700)
 
 
 def _traces(walk: Walk) -> list[dict[str, Any]]:
@@ -194,8 +196,16 @@ def _title(walk: Walk, loop: int) -> str:
         _visible(c) if c == right else f"<b>{_coloured(_visible(c), _WRONG)}</b>"
         for c, right in zip(walk.says[_place(walk, loop)], walk.truth, strict=True)
     )
-    says = f"after {loop} loop{'s' * (loop != 1)}: says '{said}' · truth '{_visible(walk.truth)}'"
-    return f'{says}<br><span style="font-size:13px">{walk.run} · {walk.problem} · {walk.point}; {_NOTE}</span>'
+    says = f"after {loop} loop{'s' * (loop != 1)}: says {_sum(walk.says[_place(walk, loop)])} (written {said})"
+    says += f" · truth {_sum(walk.truth)} (written {_visible(walk.truth)})"
+    where = escape(f"{walk.run} · {walk.problem} · {walk.point}")
+    return f'{says}<br><span style="font-size:13px">{where}<br>{_NOTE}; {_SIGNS}</span>'
+
+
+def _sum(written: str) -> str:
+    """The number that an answer means, read from its last character to its first; a dash if it is none."""
+    digits = written.removesuffix("§").removeprefix(" ")
+    return digits[::-1] if digits.isdecimal() else "–"
 
 
 def _place(walk: Walk, loop: int) -> int:
@@ -210,4 +220,4 @@ def _coloured(text: str, colour: str) -> str:
 
 
 def _visible(text: str) -> str:
-    return text.replace(" ", "␣")
+    return escape(text.replace(" ", "␣"))

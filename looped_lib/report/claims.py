@@ -1,4 +1,4 @@
-"""A claim, what was measured of it, and its verdict, as rows of a table and as claims.json.
+"""A claim, what was measured of it, and its verdict: the rows of claims.json.
 
 A claim names an experiment, a number per seed, the bar that number has to pass and the rule over seeds (`verdicts`). Nothing is
 typed in: where the run folders do not hold the experiment, the row says "not run".
@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from looped_lib.report.evidence import Evidence, Run
+from looped_lib.report.provenance import differences
 from looped_lib.report.verdicts import Rule, decide
 from looped_lib.runs.statistics import interval
 
@@ -19,8 +18,6 @@ NOT_RUN = "not run"
 UNDECIDED = "undecided"
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 CONFIRMED, NOT_CONFIRMED = "confirmed", "not confirmed"  # of questions that the paper does not ask
-_GREEN, _RED, _GREY = "#009E73", "#D55E00", "#777777"
-_COLOURS = {REPRODUCED: _GREEN, CONFIRMED: _GREEN, NOT_REPRODUCED: _RED, NOT_CONFIRMED: _RED}
 
 
 @dataclass(frozen=True)
@@ -56,30 +53,12 @@ class Claim:
 
 
 def judge(claims: Iterable[Claim], evidence: Evidence) -> list[dict[str, Any]]:
-    """claims.json: a row per claim and size, with claim, paper, measured, number, value, interval, seeds, size, verdict, runs."""
-    return [_row(claim, size, claim.measure(evidence, size)) for claim in claims for size in claim.sizes]
+    """claims.json: a row per claim and size, with claim, paper, measured, number, value, interval, seeds, size, verdict, runs.
 
-
-def table(rows: Sequence[Mapping[str, Any]], links: str = "../../") -> pd.DataFrame:
-    """The rows for people. Runs are links, `links` being the way from the page to the folder that holds runs/."""
-    shown = []
-    for row in rows:
-        value = "" if row["value"] is None else f"{row['value']:.3g}"
-        if row["interval"]:
-            value += f" [{row['interval'][0]:.3g}, {row['interval'][1]:.3g}]"
-        runs = " ".join(f'<a href="{links}{folder}">{i}</a>' for i, folder in enumerate(row["runs"], 1))
-        cells = (row[name] for name in ("section", "claim", "paper", "measured"))
-        shown.append([*cells, value, row["size"], row["seeds"], row["verdict"], runs])
-    columns = ["section", "claim", "paper", "measured", "number [95 %]", "size", "seeds", "verdict", "runs"]
-    return pd.DataFrame(shown, columns=columns)
-
-
-def to_html(rows: Sequence[Mapping[str, Any]], links: str = "../../") -> str:
-    """`table` as HTML, verdicts in colour."""
-    styled = table(rows, links).style.hide(axis="index")
-    styled = styled.map(lambda verdict: f"color: {_COLOURS.get(verdict, _GREY)}", subset="verdict")
-    cells = [{"selector": "td, th", "props": "text-align: left; vertical-align: top; white-space: normal"}]
-    return styled.set_table_styles(cells).to_html()
+    `differs` says in what the making of those runs differs from this project (see `provenance`).
+    """
+    rows = [_row(claim, size, claim.measure(evidence, size)) for claim in claims for size in claim.sizes]
+    return [row | {"differs": differences(map(evidence.made, row["runs"]))} for row in rows]
 
 
 def shared(groups: Mapping[str, Mapping[int, Run]]) -> list[int]:

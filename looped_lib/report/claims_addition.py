@@ -180,7 +180,7 @@ CLAIMS = (
     Claim(
         "prelude_alone",
         "4.2",
-        "Nor do random loop counts with an unlooped block before the loop.",
+        "Random loop counts with an unlooped block before the loop do not give stable deep recurrence.",
         "not stable",
         LOWEST,
         partial(_unstable, prelude=1),
@@ -188,7 +188,7 @@ CLAIMS = (
     Claim(
         "coda_alone",
         "4.2",
-        "Nor do random loop counts with an unlooped block after the loop.",
+        "Random loop counts with an unlooped block after the loop do not give stable deep recurrence.",
         "not stable",
         LOWEST,
         partial(_unstable, coda=1),
@@ -196,7 +196,7 @@ CLAIMS = (
     Claim(
         "prelude_coda_alone",
         "4.2",
-        "Nor do random loop counts with unlooped blocks before and after the loop.",
+        "Random loop counts with unlooped blocks before and after the loop do not give stable deep recurrence.",
         "not stable",
         LOWEST,
         partial(_unstable, prelude=1, coda=1),
@@ -204,7 +204,7 @@ CLAIMS = (
     Claim(
         "l2_alone",
         "4.2",
-        "Nor do random loop counts with an L2 penalty on the last loop's change.",
+        "Random loop counts with an L2 penalty on the last loop's change do not give stable deep recurrence.",
         "not stable",
         LOWEST,
         partial(_unstable, l2=True),

@@ -141,7 +141,10 @@ def _cheapest(evidence: Evidence, size: str) -> Finding | None:
     if not judged:
         return None
     holding = {n: cost(configs[n], size) for n, found in judged.items() if min(r.held(TRAINED, DEPTHS) for r in found) >= HOLDS}
-    text = "; ".join(f"{name} {relative:.2f}" for name, relative in sorted(holding.items(), key=lambda item: item[1]))
+    text = "; ".join(
+        f"{name} for {relative:.2f} of the FLOPs of random loops"
+        for name, relative in sorted(holding.items(), key=lambda item: item[1])
+    )
     folders = [run.folder for found in judged.values() for run in found]
     tried = f" (of {len(judged)} recipes with three seeds)"
     if not holding:
@@ -202,7 +205,7 @@ CLAIMS = (
     ),
     _ask(
         "light_penalty_adds",
-        "So does a tenth of it (w = 0.01).",
+        "Beside random loops a tenth of the Jacobian penalty (w = 0.01) keeps more accuracy at untrained depths.",
         "with the light penalty",
         lambda size: only(penalty_study(size, weight=0.01)),
     ),
@@ -235,8 +238,8 @@ CLAIMS = (
             CUTS,
             (
                 "Gradients through the last loop alone are as good as through all.",
-                "So are gradients through the last two loops.",
-                "So are gradients through the last four.",
+                "Gradients through the last two loops are as good as through all.",
+                "Gradients through the last four loops are as good as through all.",
             ),
             strict=True,
         )
@@ -245,8 +248,8 @@ CLAIMS = (
         _ask(f"inject_{kind}", sentence, f"injection {kind}", _injected(kind))
         for kind, sentence in (
             ("add", "Adding the input to the state at every loop holds better than giving it once."),
-            ("concat", "So does joining input and state by a linear map (Huginn)."),
-            ("diagonal", "So does a state that decays towards the input (Parcae)."),
+            ("concat", "Joining input and state by a linear map at every loop (Huginn) holds better than giving the input once."),
+            ("diagonal", "A state that decays towards the input at every loop (Parcae) holds better than giving the input once."),
         )
     ),
     *(
@@ -264,18 +267,27 @@ CLAIMS = (
         Claim(f"recipe_{recipe}", "beyond", sentence, "", LOWEST, partial(_recipe, recipe=recipe))
         for recipe, sentence in (
             ("stars_carry", "Random loops, the penalty and carried states are right at every loop count from 4 to 10,000."),
-            ("carry", "Random loops and carried states suffice: the penalty is not needed."),
-            ("inject_carry", "So do random loops and carried states with the input added at every loop."),
-            ("inject", "The input added at every loop suffices, without carried states."),
-            ("inject_penalty", "So it does with the penalty."),
-            ("random", "Random loops suffice."),
-            ("diagonal_noise", "A state that decays towards the input, from noise, suffices: no carried states, no penalty."),
+            ("carry", "Random loops and carried states, without a penalty, are right at every loop count from 4 to 10,000."),
+            (
+                "inject_carry",
+                "With the input added at every loop, random loops and carried states are right at 4 to 10,000 loops.",
+            ),
+            ("inject", "Random loops with the input added at every loop are right at every loop count from 4 to 10,000."),
+            (
+                "inject_penalty",
+                "With the input added at every loop and the penalty, random loops are right at 4 to 10,000 loops.",
+            ),
+            ("random", "Random loops alone are right at every loop count from 4 to 10,000."),
+            (
+                "diagonal_noise",
+                "From noise, in a state that decays towards the input, random loops are right at 4 to 10,000 loops.",
+            ),
         )
     ),
     Claim(
         "cheapest_recipe",
         "beyond",
-        "One of them holds for less than a tenth more FLOPs than random loops alone.",
+        "A recipe that is right from 4 to 10,000 loops costs less than a tenth more FLOPs than random loops alone.",
         "",
         "FLOPs of the cheapest recipe that holds with each of three seeds, over those of random loops; confirmed below 1.1",
         _cheapest,
@@ -285,10 +297,13 @@ CLAIMS = (
         for recipe, sentence in (
             (
                 "diagonal_noise",
-                "On four digits a state that decays towards the input, from noise, is right at 4 to 10,000 loops too.",
+                "On four digits, from noise in a state that decays towards the input, random loops are right at 4 to 10,000.",
             ),
-            ("inject_carry", "So are random loops and carried states with the input added at every loop."),
-            ("random", "Random loops alone are as good there."),
+            (
+                "inject_carry",
+                "On four digits, random loops and carried states with the input added are right at 4 to 10,000 loops.",
+            ),
+            ("random", "On four digits, random loops alone are right at 4 to 10,000 loops."),
         )
     ),
     Claim("digits", "beyond", "More loops let a model add numbers with more digits than it was trained on.", "", LONGER, _longer),

@@ -100,7 +100,7 @@ CLAIMS = (
     ),
     _claim(
         "ouro_sft_falls",
-        "Ordinary fine-tuning does not help.",
+        "After ordinary fine-tuning Ouro loses as much accuracy at twice the loops as before.",
         f"{_fall('sft')}, {_fall('base')} {OVER}",
         "fall of SFT less that of the base; no help above -0.05",
         lambda a: drop(a["sft"]) - drop(a["base"]),
@@ -110,7 +110,7 @@ CLAIMS = (
     ),
     _claim(
         "ouro_stars_holds",
-        "Fine-tuned with STARS it loses less than the base and less than after ordinary fine-tuning.",
+        "Fine-tuned with STARS, Ouro loses less at twice the loops than the base and than after ordinary fine-tuning.",
         f"{_fall('stars')} {OVER}; in its text {STATED['STARS falls']} from its own peak",
         "the smaller fall of base and SFT less that of STARS; holds above 0",
         lambda a: min(drop(a["base"]), drop(a["sft"])) - drop(a["stars"]),
@@ -121,7 +121,7 @@ CLAIMS = (
     ),
     _claim(
         "ouro_stars_peak",
-        "And its peak is higher than that of the base.",
+        "Fine-tuned with STARS, Ouro's best accuracy is higher than that of the base.",
         f"{_points(_above('base'))} above it ({_points(_above('sft'))} above SFT) at 4 loops, on average over five tasks; "
         f"in its text {STATED['STARS above base']}",
         "peak of STARS less peak of the base; higher above 0",
@@ -132,7 +132,7 @@ CLAIMS = (
     ),
     _claim(
         "ouro_penalty_adds",
-        "At twice the loops the penalty keeps more accuracy than random loop counts alone.",
+        "At twice the loops, Ouro fine-tuned with the penalty keeps more accuracy than with random loop counts alone.",
         "",
         "accuracy at 8 loops of STARS less that of random loops; more above 0",
         lambda a: a["stars"][TWICE] - a["random"][TWICE],

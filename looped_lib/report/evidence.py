@@ -77,6 +77,7 @@ class Evidence:
         self.root = (runs_folder() if root is None else Path(root)).resolve()
         self._runs: dict[ExperimentConfig, dict[int, Run]] = {}
         self._results = list(_results(self.root))
+        self._made = {self._name(path.parent): result.get("provenance") for path, result in self._results}
         found = list(_experiments(self._results, self.root))
         for run in sorted(found, key=lambda run: (-max(run.accuracy), RECORDED in Path(run.folder).parts)):
             self._runs.setdefault(_seedless(run.config), {}).setdefault(run.config.seed, run)
@@ -88,6 +89,10 @@ class Evidence:
         """{seed: run} of the experiment, its seed aside, of the runs that were measured at least to `deepest`."""
         runs = self._runs.get(_seedless(config), {})
         return {seed: run for seed, run in sorted(runs.items()) if max(run.accuracy) >= deepest}
+
+    def made(self, folder: str) -> dict[str, Any] | None:
+        """The provenance of the run in `folder`, a path as the runs here have; None if it was not recorded."""
+        return self._made.get(folder)
 
     def tuned(self, size: str, mode: str) -> dict[int, Tuned]:
         """{seed: fine-tuned Ouro} of notebook 05 in a size and mode (base, sft, random, jsrr, stars)."""
@@ -105,7 +110,7 @@ class Evidence:
                 continue
             try:
                 table = headlines(pd.DataFrame(result["table"]))
-                table = table.assign(folder=path.parent.relative_to(self.root.parent).as_posix())[columns]
+                table = table.assign(folder=self._name(path.parent))[columns]
             except (ValueError, TypeError, KeyError) as e:
                 warnings.warn(f"left out {path}: {e!r}", stacklevel=2)
                 continue
@@ -149,6 +154,9 @@ class Evidence:
         """The result of notebook 04 in a size (what one loop does along a trajectory, and more); None if not run."""
         found = (result for _, result in self._results if {"gains", "loops", "runs"} <= set(result))
         return next((result for result in found if result.get("preset") == size), None)
+
+    def _name(self, folder: Path) -> str:
+        return folder.relative_to(self.root.parent).as_posix()
 
     def __len__(self) -> int:
         return sum(map(len, self._runs.values()))

@@ -5,7 +5,7 @@ Both need a Chrome or Chromium (see `browser`); NoBrowser says so if there is no
 
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -43,12 +43,17 @@ addEventListener("load", () => document.querySelectorAll("table").forEach((table
 """
 
 
-def save_figures(figures: Mapping[str, go.Figure], folder: str | Path) -> list[Path]:
-    """Write each figure as FOLDER/<name>.svg and .png, all or none; returns the files. One browser draws them all."""
+def save_figures(
+    figures: Mapping[str, go.Figure], folder: str | Path, kinds: Sequence[str] = ("svg", "png"), scale: int = 2
+) -> list[Path]:
+    """Write each figure as FOLDER/<name>.<kind>, all or none; returns the files. One browser draws them all.
+
+    A PNG has `scale` times as many pixels as the figure is wide and high.
+    """
     browser = find_browser()
-    paths = [Path(folder) / f"{name}.{kind}" for name in figures for kind in ("svg", "png")]
+    paths = [Path(folder) / f"{name}.{kind}" for name in figures for kind in kinds]
     with ExitStack() as whole:
-        jobs = [_job(figures[path.stem], path.suffix[1:], whole.enter_context(replacing(path))) for path in paths]
+        jobs = [_job(figures[path.stem], path.suffix[1:], whole.enter_context(replacing(path)), scale) for path in paths]
         try:
             kaleido.write_fig_from_object_sync(jobs, cancel_on_error=True, kopts={"path": browser, "mathjax": False})
         except BrowserFailedError as e:
@@ -78,8 +83,8 @@ def save_pdf(html: str | Path, pdf: str | Path) -> None:
         page.unlink()
 
 
-def _job(figure: go.Figure, kind: str, path: Path) -> dict[str, object]:
+def _job(figure: go.Figure, kind: str, path: Path, scale: int) -> dict[str, object]:
     layout = figure.layout
     size = {"width": max(WIDTH, layout.width or 0), "height": max(HEIGHT, layout.height or 0)}
     legible = go.Figure(figure).update_layout(font_size=_FONT)
-    return {"fig": legible, "path": path, "opts": {"format": kind, "scale": 2 if kind == "png" else 1, **size}}
+    return {"fig": legible, "path": path, "opts": {"format": kind, "scale": scale if kind == "png" else 1, **size}}

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from looped_lib.core.html import escape
 from looped_lib.ouro.evaluate.paper import STARS, TASKS
 from looped_lib.plots.spectra import gains_by_loop
 from looped_lib.plots.style import figure, lines, not_run
@@ -46,5 +47,7 @@ def _averages(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _add(plot: go.Figure, name: str, points: pd.DataFrame, **style: Any) -> None:
-    shown = f"{name}, T = %{{x}}: %{{y:.2f}} %<extra></extra>"
-    plot.add_scatter(x=points["depth"].tolist(), y=(100 * points["value"]).tolist(), name=name, hovertemplate=shown, **style)
+    shown = "T = %{x}: %{y:.2f} %"
+    plot.add_scatter(
+        x=points["depth"].tolist(), y=(100 * points["value"]).tolist(), name=escape(name), hovertemplate=shown, **style
+    )

@@ -22,31 +22,45 @@ BLOCKS = {
 }
 
 
-def pictures(evidence: Evidence, size: str) -> dict[str, go.Figure]:
-    """{file name: figure}, in the order of the paper's sections, then what goes beyond it."""
+def pictures(evidence: Evidence, size: str) -> dict[str, dict[str, go.Figure]]:
+    """{section of the paper, or beyond: {file name: figure}}."""
     norms, penalties = placements(size), estimators(size)
     drawn = {name: config for name, config in distributions(size).items() if evidence.of(config)}
     curves, losses = evidence.curves, evidence.losses
     return {
-        "placement_accuracy": accuracy_bands(curves(norms), "Where the norm stands: accuracy (trained at 4 loops)"),
-        "placement_state_norm": state_norm_bands(curves(norms), "Where the norm stands: does the state grow?"),
-        "placement_residual": residual_bands(curves(norms), "Where the norm stands: does the state settle?"),
-        "placement_loss": loss_bands(losses(norms), "Where the norm stands: training"),
-        "type_accuracy": accuracy_bands(_panels(evidence, _types(size)), "Which norm it is: accuracy, by placement"),
-        "deepnorm_accuracy": accuracy_bands(curves(_deepnorms(size)), "DeepNorm: accuracy, by alpha"),
-        "distribution_accuracy": accuracy_bands(_panels(evidence, _blocks(size)), "Random loops: accuracy, by unlooped blocks"),
-        "l2_accuracy": accuracy_bands(_panels(evidence, _blocks(size, l2=True)), "Random loops and the L2 penalty: accuracy"),
-        "distribution_loss": loss_bands(losses(distributions(size)), "Random loops: training"),
-        "loop_counts": loop_counts(drawn),
-        "penalty_accuracy": accuracy_bands(_panels(evidence, _weights(size)), "Jacobian penalties: accuracy, by weight"),
-        "penalty_residual": residual_bands(curves(penalties), "Jacobian penalties (w = 0.1): does the state settle?"),
-        "penalty_loss": loss_bands(losses(penalties), "Jacobian penalties (w = 0.1): training"),
-        "radius": gains(evidence.dynamics(size), "What one loop does to a small difference, in the models of the tour"),
-        "ouro_tiny": accuracy_bands(evidence.tuned_curves(size, MODES), "Tiny Ouro on word problems: accuracy"),
-        "ouro_benchmarks": beside_paper(evidence.benchmarks()),
-        "input_accuracy": accuracy_bands(curves(inputs(size)), "Random loops with the input injected: accuracy"),
-        "gradient_accuracy": accuracy_bands(curves(gradients(size)), "Random loops, gradients cut short: accuracy"),
-        "recipe_accuracy": accuracy_bands(_panels(evidence, _digits(size), DEPTHS), "How deep does it hold? (to 10,000 loops)"),
+        "4.1": {
+            "placement_accuracy": accuracy_bands(curves(norms), "Where the norm stands: accuracy (trained at 4 loops)"),
+            "placement_state_norm": state_norm_bands(curves(norms), "Where the norm stands: does the state grow?"),
+            "placement_residual": residual_bands(curves(norms), "Where the norm stands: does the state settle?"),
+            "placement_loss": loss_bands(losses(norms), "Where the norm stands: training"),
+            "type_accuracy": accuracy_bands(_panels(evidence, _types(size)), "Which norm it is: accuracy, by placement"),
+            "deepnorm_accuracy": accuracy_bands(curves(_deepnorms(size)), "DeepNorm: accuracy, by alpha"),
+        },
+        "4.2": {
+            "distribution_accuracy": accuracy_bands(
+                _panels(evidence, _blocks(size)), "Random loops: accuracy, by unlooped blocks"
+            ),
+            "l2_accuracy": accuracy_bands(_panels(evidence, _blocks(size, l2=True)), "Random loops and the L2 penalty: accuracy"),
+            "distribution_loss": loss_bands(losses(distributions(size)), "Random loops: training"),
+            "loop_counts": loop_counts(drawn),
+        },
+        "4.3": {
+            "penalty_accuracy": accuracy_bands(_panels(evidence, _weights(size)), "Jacobian penalties: accuracy, by weight"),
+            "penalty_residual": residual_bands(curves(penalties), "Jacobian penalties (w = 0.1): does the state settle?"),
+            "penalty_loss": loss_bands(losses(penalties), "Jacobian penalties (w = 0.1): training"),
+            "radius": gains(evidence.dynamics(size), "What one loop does to a small difference, in the models of the tour"),
+        },
+        "5": {
+            "ouro_tiny": accuracy_bands(evidence.tuned_curves(size, MODES), "Tiny Ouro on word problems: accuracy"),
+            "ouro_benchmarks": beside_paper(evidence.benchmarks()),
+        },
+        "beyond": {
+            "input_accuracy": accuracy_bands(curves(inputs(size)), "Random loops with the input injected: accuracy"),
+            "gradient_accuracy": accuracy_bands(curves(gradients(size)), "Random loops, gradients cut short: accuracy"),
+            "recipe_accuracy": accuracy_bands(
+                _panels(evidence, _digits(size), DEPTHS), "How deep does it hold? (to 10,000 loops)"
+            ),
+        },
     }
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from pandas.io.formats.style import Styler
 
 from looped_lib.config import ConfigError, ExperimentConfig, to_dict
 from looped_lib.core.project import find_root
@@ -56,6 +57,12 @@ class Comparison:
         """Cross-entropy against training step, likewise."""
         return loss_bands(self.losses)
 
+    @property
+    def tests(self) -> Styler:
+        """`test` for people."""
+        numbers = {"p": "{:.2g}", "p_holm": "{:.2g}"}
+        return self.test.style.hide().format(numbers, precision=3, na_rep="–", escape="html")
+
     def record(self) -> dict[str, Any]:
         """Ready for JSON: the common depths, and by group the mean accuracy at each, the seeds, the seconds of a run."""
         means = self.curves.groupby(["depth", "group"], sort=False).accuracy.mean().unstack().sort_index().dropna()
@@ -73,8 +80,7 @@ class Comparison:
         if len(self.losses):
             self.training.show()
         if len(self.test):
-            numbers = {"p": "{:.2g}", "p_holm": "{:.2g}"}
-            display(self.test.style.hide().format(numbers, precision=3, na_rep="–"))
+            display(self.tests)
 
 
 @dataclass(frozen=True)

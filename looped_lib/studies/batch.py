@@ -18,10 +18,12 @@ import nbformat
 import pandas as pd
 import papermill
 from ipykernel.kernelspec import make_ipkernel_cmd
+from jinja2 import pass_context
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from traitlets.config import Config
 
 from looped_lib.core.errors import work
@@ -130,18 +132,37 @@ def is_of_type(value: Any, name: str) -> bool:
     return name not in _TYPES or (isinstance(value, _TYPES[name]) and isinstance(value, bool) == (name == "bool"))
 
 
-def export_html(notebook: str | Path, html: str | Path) -> None:
+class _Exporter(HTMLExporter):
+    """Raw HTML in Markdown is shown as text: a run's name may hold some. Pictures travel in the page."""
+
+    @pass_context
+    def markdown2html(self, context: Any, source: str) -> str:
+        """Overrides nbconvert's filter of this name."""
+        folder = context["resources"]["metadata"]["path"]
+        renderer = IPythonRenderer(
+            escape=True, allow_harmful_protocols=False, embed_images=True, path=folder, anchor_link_text=self.anchor_link_text
+        )
+        return MarkdownWithMath(renderer=renderer).render(source)
+
+
+def export_html(notebook: str | Path, html: str | Path, code: bool = True, pictures: str | Path = "") -> None:
     """Write a notebook as one HTML file that needs no network: plotly.js travels in the notebook's own outputs.
 
     What nbconvert and plotly would fetch is left out: MathJax and require.js (TeX stays as typed), and the progress bars,
-    which are live widgets.
+    which are live widgets. Without `code` the page has texts and outputs alone. Pictures of Markdown cells are looked for in
+    the folder `pictures` (default: the notebook's).
     """
     page = nbformat.read(notebook, 4)
     page.metadata.pop("widgets", None)
+    heading = next(
+        (line for cell in page.cells if cell.cell_type == "markdown" for line in cell.source.splitlines()), "# Notebook"
+    )
+    page.metadata["title"] = heading.lstrip("# ")
     for cell in page.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
-    body, _ = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(page)
+    exporter = _Exporter(exclude_input_prompt=True, exclude_output_prompt=True, exclude_input=not code)
+    body, _ = exporter.from_notebook_node(page, {"metadata": {"path": str(pictures or Path(notebook).parent)}})
     with replacing(html) as partial:
         partial.write_text(REMOTE_SCRIPT.sub("", body), encoding="utf-8")
 
@@ -186,7 +207,7 @@ def main(arguments: list[str]) -> None:
     with work():
         executed = execute(args.notebook, args.out, parameters)
     html = args.out / f"{args.notebook.stem.split('_', 1)[-1]}.html"
-    export_html(executed, html)
+    export_html(executed, html, pictures=args.notebook.parent)
     if (args.out / "result.json").exists():
         print(accuracy_table(read_json(args.out / "result.json")).to_string())
     print(f"\nopen {html} in a browser, or {executed} in JupyterLab")

@@ -6,7 +6,6 @@
 `Walks` computes what is shown, without widgets; `plots.walk_slider` draws the same as a figure that stays in a saved notebook.
 """
 
-import html
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import nn
 
 from looped_lib.config import DataConfig
 from looped_lib.core.files import read_json
+from looped_lib.core.html import escape
 from looped_lib.core.project import runs_folder
 from looped_lib.dynamics.pca import project
 from looped_lib.dynamics.trajectory import Trajectory, logit_lens, trajectory
@@ -42,6 +42,8 @@ class Run:
     """Has embed, step and readout, and reads the characters of `addition`."""
     max_len: int
     """Most characters it reads."""
+    digits: int = 0
+    """Of each number it was trained on; 0: not known."""
     held_out: tuple[str, ...] = ()
     """Some problems it was not trained on."""
     depths: Int[np.ndarray, "depth"] = field(default_factory=lambda: np.zeros(0, int))
@@ -85,7 +87,7 @@ def open_run(folder: Path, name: str) -> Run:
             measured = {"depths": np.array(result["depths"], int), "accuracy": np.array(result["accuracy"], float)}
         except (KeyError, TypeError, ValueError) as e:
             raise ValueError(f"{path} has no depths and accuracy ({e}); delete it to measure again") from None
-    return Run(name, model, config.model.max_len, _held_out(config.data), **measured)
+    return Run(name, model, config.model.max_len, config.data.digits, _held_out(config.data), **measured)
 
 
 def read_problem(text: str, max_len: int) -> Problems:
@@ -232,7 +234,8 @@ class Explorer(VBox):
 
     def _settle(self, run: Run, walk: Walk, loops: int) -> None:
         """Controls offer what there is."""
-        self._say("")
+        remark = _remark(run, walk.problem)
+        self.message.value = remark and f'<p role="status" style="margin:0">{escape(remark)}</p>'
         self.problem.value = walk.problem
         invitation = "choose one" if run.held_out else "none: the run's data files are not here"
         offered = [(invitation, ""), *((problem, problem) for problem in run.held_out)]
@@ -256,7 +259,14 @@ class Explorer(VBox):
             redraw(self.figure, walk, self.loop.value)
 
     def _say(self, text: str) -> None:
-        self.message.value = text and f'<p role="alert" style="color:#b00020; margin:0">{html.escape(text)}</p>'
+        self.message.value = text and f'<p role="alert" style="color:#b00020; margin:0">{escape(text)}</p>'
+
+
+def _remark(run: Run, problem: str) -> str:
+    """What to know of a problem unlike those of the training."""
+    if not run.digits or all(len(a) == run.digits for a in problem.removesuffix("=").split("+")):
+        return ""
+    return f"this run was trained on numbers of {run.digits} digits: of others it has seen none"
 
 
 def _held_out(config: DataConfig) -> tuple[str, ...]:

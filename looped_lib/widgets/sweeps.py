@@ -96,7 +96,7 @@ def show(table: pd.DataFrame) -> Styler:
     return (
         table.reset_index()
         .style.hide(axis="index")
-        .format({**percent, "seconds": clock, "seconds_left": clock})
+        .format({**percent, "seconds": clock, "seconds_left": clock}, escape="html")
         .map(lambda state: f"color: {_COLOURS[state]}; font-weight: bold", subset="state")
         .bar(subset="progress", vmin=0, vmax=1, color="#56B4E955")
         .set_properties(subset=["run", "error"], **{"text-align": "left"})

@@ -178,6 +178,7 @@ def test_a_model_that_mixes_positions_elsewhere_is_refused():
         same_position_blocks(step, torch.randn(1, 3, 4, dtype=torch.float64))
     h = torch.randn(1, 3, 40, dtype=torch.float64)
     assert arnoldi_radius(step, h).item() == pytest.approx(1.5, rel=1e-4)  # a defective eigenvalue
+    assert spectrum.radius(step, h).item() == pytest.approx(1.5, rel=1e-4)  # which does not ask how positions are mixed
 
 
 def test_dropout_is_refused():

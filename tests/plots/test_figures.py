@@ -38,7 +38,7 @@ def test_the_trained_depth_is_marked_where_it_is():
     for log, expected in ((True, math.log10(4)), (False, 4)):
         figure = curves.accuracy_by_depth(DEPTHS, ACCURACY, trained=4, log=log)
         assert figure.layout.shapes[0].x0 == 4 and len(figure.layout.annotations) == 1
-        assert figure.layout.annotations[0].text == "trained depth 4" and figure.layout.annotations[0].x == expected
+        assert figure.layout.annotations[0].text == "fixed training depth 4" and figure.layout.annotations[0].x == expected
 
 
 def test_many_runs_are_told_apart():
@@ -88,8 +88,8 @@ def test_the_tours_sentences_are_worded_from_the_numbers():
         "trained at 4 loops solves 99.0 % of the held-out problems at 4 loops; it first falls below half of that at 200" in text
     )
     assert (
-        "STARS solves at least 99.5 % (its lowest, at 4 loops); at 200 loops it solves 100.0 %, random loops alone 40.0 %."
-        in text
+        "the model with the penalty and carried states solves at least 99.5 % (its lowest, at 4 loops); "
+        "at 200 loops it solves 100.0 %, random loops alone 40.0 %." in text
     )
 
 

@@ -65,7 +65,7 @@ def test_the_loop_is_marked_in_every_panel(walk):
             [loop, 100 * walk.accuracy[loop]],
         ]
         assert figure.layout.shapes[0].x0 == figure.layout.shapes[0].x1 == loop
-        assert figure.layout.title.text.startswith(f"after {loop} loops: says '")
+        assert figure.layout.title.text.startswith(f"after {loop} loops: says ")
 
 
 def test_no_marker_where_there_is_no_value():
@@ -80,9 +80,11 @@ def test_the_title_marks_the_wrong_characters():
     def title(loop):
         return walk_figure(FLAT, loop).layout.title.text.split("<br>")[0]
 
-    assert title(2) == "after 2 loops: says '␣64§' · truth '␣64§'"
-    assert title(3).count("<b>") == 1 and "</b>§' · truth '␣64§'" in title(3) and ">5</span>" in title(3)
-    assert title(4).startswith("after 4 loops: says '<b>") and title(4).endswith("64§' · truth '␣64§'")
+    assert title(2) == "after 2 loops: says 46 (written ␣64§) · truth 46 (written ␣64§)"
+    assert (
+        title(3).count("<b>") == 1 and "</b>§) · truth 46 (" in title(3) and "says 56 (" in title(3) and ">5</span>" in title(3)
+    )
+    assert title(4).startswith("after 4 loops: says – (written <b>") and title(4).endswith("64§) · truth 46 (written ␣64§)")
 
 
 def test_a_run_without_accuracy_says_so():

@@ -8,8 +8,8 @@ import pytest
 from looped_lib.config import to_dict
 from looped_lib.core.files import write_json
 from looped_lib.ouro.evaluate.paper import STARS, TASKS
-from looped_lib.report import claims_addition, claims_beyond, claims_ouro, experiments
-from looped_lib.report.claims import NOT_RUN, UNDECIDED, judge, table
+from looped_lib.report import claims_addition, claims_beyond, claims_ouro, experiments, page
+from looped_lib.report.claims import NOT_RUN, UNDECIDED, judge
 from looped_lib.report.evidence import Evidence
 from looped_lib.report.flops import ROWS, overhead, step_flops, training_flops
 from looped_lib.studies.beyond import input_study, recipe_study
@@ -17,6 +17,9 @@ from looped_lib.studies.paper import loops_study, norm_study, penalty_study
 from looped_lib.studies.study import load
 
 ALL = (*claims_addition.CLAIMS, *claims_ouro.CLAIMS, *claims_beyond.CLAIMS)
+EVIL = "<img src=x onerror=alert(1)>"
+PINNED = {"torch": "2.13.0+cpu", "numpy": "2.3.5"}
+MADE = {"changed_files": True, "versions": PINNED | {"numpy": "2.4.6"}}
 FALLS = {4: 1.0, 8: 0.5, 100: 0.0}  # any depth between falls in between
 HOLDS = {4: 1.0, 8: 1.0, 100: 1.0}
 
@@ -37,7 +40,7 @@ def runs(tmp_path):
                     "residual": [None, *[residual] * (len(depths) - 1)],
                     "seconds": {"train": 60.0, "evaluate": 1.0},
                     "config": to_dict(replace(config, seed=seed)),
-                    "provenance": {},
+                    "provenance": {"changed_files": False, "versions": PINNED},
                 }
                 run = tmp_path / "runs" / folder / f"{name}-{seed}"
                 write_json(run / "config.json", result["config"])
@@ -360,7 +363,10 @@ def test_the_cheapest_recipe_is_one_that_holds(runs):
     for recipe, accuracy in (("random", FALLS | {10_000: 0}), ("diagonal_noise", deep), ("stars_carry", deep)):
         runs(recipe_study("cpu", recipe), accuracy, seeds=(0, 1, 2), last=10_000)
     row = verdict(runs, "cheapest_recipe")
-    assert row["measured"] == "diagonal_noise 1.08; stars_carry 1.21 (of 3 recipes with three seeds)"
+    assert row["measured"] == (
+        "diagonal_noise for 1.08 of the FLOPs of random loops; stars_carry for 1.21 of the FLOPs of random loops "
+        "(of 3 recipes with three seeds)"
+    )
     assert (row["verdict"], row["seeds"]) == ("confirmed", 3) and row["value"] == pytest.approx(1.08, abs=0.005)
     runs(recipe_study("cpu", "diagonal_noise"), FALLS | {10_000: 0}, seeds=(0, 1, 2), last=10_000)
     assert verdict(runs, "cheapest_recipe")["verdict"] == "not confirmed"
@@ -433,9 +439,23 @@ def test_loops_outside_the_gradient_cost_a_third():
     assert step_flops(full, 5) - step_flops(full, 2) == pytest.approx(3 * loop)
 
 
-def test_the_table_shows_all_and_links_the_runs(runs):
-    runs(penalty_study("cpu"), HOLDS, seeds=(0, 1, 2))
-    shown = table(judge(ALL, Evidence(runs.root)))
-    row = shown[(shown["claim"].str.contains("right at every loop count from 4 to 100")) & (shown["size"] == "cpu")].iloc[0]
-    assert row["verdict"] == "reproduced" and row["number [95 %]"] == "1 [1, 1]" and row["seeds"] == 3
-    assert row["runs"].count('<a href="../../runs/study/') == 3
+def test_the_page_shows_all_and_links_the_runs(runs):
+    runs(penalty_study("cpu"), HOLDS, seeds=(0, 1, 2), folder=EVIL)
+    path = next(runs.root.rglob("result.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"provenance": MADE}))
+    rows = judge(ALL, Evidence(runs.root))
+    shown = page.section_html(rows, "4.3")
+    assert "<img" not in shown and shown.count('<a href="../../runs/%3Cimg') == 3 and "3 runs" in shown
+    assert ">reproduced<" in shown and "1 [1, 1], 3 seeds" in shown and shown.count("<tr>") == 2  # a row per claim
+    assert "files changed since the commit (1 of 3 runs); numpy 2.4.6 (1 of 3 runs)" in shown
+    evil = [row | {"claim": EVIL, "paper": EVIL, "measured": EVIL, "differs": [EVIL], "number": EVIL} for row in rows]
+    assert "<img" not in page.section_html(evil, "4.3") + page.counts_html(evil) + page.markdown(evil, "cpu", {})
+
+
+def test_the_first_lines_count_verdicts_and_name_what_was_not_reproduced(runs):
+    runs(penalty_study("cpu"), FALLS, seeds=(0, 1, 2))
+    rows = judge(ALL, Evidence(runs.root))
+    counted, refuted, beyond = page.headlines(rows, "cpu")
+    assert counted == "Of the paper's 15 claims, 1 not reproduced at size cpu, 14 not run."
+    assert "Jacobian penalty" in refuted and "0 [0, 0]; lowest accuracy at 4 to 100 loops" in refuted
+    assert beyond.endswith("recipes that hold from 4 to 10,000 loops: not run.")
