@@ -1,7 +1,7 @@
 """Configs as nested dicts, for JSON, and back: `to_dict`, `from_dict`, and what differs between two configs."""
 
 import dataclasses
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from looped_lib.core import checks
 from looped_lib.core.checks import ConfigError
@@ -62,6 +62,7 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
 def _container(where: str, type_: Any, value: Any) -> tuple[Any, ...] | dict[str, Any]:
     """A list as the tuple, or a mapping, that a field is declared to hold; ConfigError if it is another thing or of others."""
     kind, element = get_origin(type_), next(t for t in reversed(get_args(type_)) if t is not Ellipsis)
+    element = str if get_origin(element) is Literal else element  # which texts they may be, the config itself checks
     right = f"a {'list' if kind is tuple else 'mapping'} of {getattr(element, '__name__', element)}"
     elements = value.values() if isinstance(value, dict) else value
     if not isinstance(value, dict if kind is dict else list) or not all(_fits(v, element) for v in elements):
