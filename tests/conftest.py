@@ -4,6 +4,7 @@ And the annotations of the tensor code, shapes included, are checked at every ca
 """
 
 import os
+import signal
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ TENSOR_CODE = {
 }
 install_import_hook([f"{room}.{name}" for room, names in TENSOR_CODE.items() for name in names.split()], "typecheck.check")
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background job it is ignored, and would stay so
 os.environ["OMP_NUM_THREADS"] = "1"  # in kernels and commands too: two threads on small tensors mostly wait for each other
 
 

@@ -65,7 +65,7 @@ def _container(where: str, type_: Any, value: Any) -> tuple[Any, ...] | dict[str
     element = str if get_origin(element) is Literal else element  # which texts they may be, the config itself checks
     right = f"a {'list' if kind is tuple else 'mapping'} of {getattr(element, '__name__', element)}"
     elements = value.values() if isinstance(value, dict) else value
-    if not isinstance(value, dict if kind is dict else list) or not all(_fits(v, element) for v in elements):
+    if not isinstance(value, dict if kind is dict else (list, tuple)) or not all(_fits(v, element) for v in elements):
         raise ConfigError(f"{where} must be {right}, got {checks.shown(value)}")
     return tuple(value) if kind is tuple else value
 

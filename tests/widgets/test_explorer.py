@@ -234,11 +234,13 @@ def test_files_that_change_are_read_again(explorer, root):
 
 
 def test_a_run_whose_data_are_elsewhere_takes_typed_problems(root):
-    path = root / "tour" / "fixed" / "config.json"
-    config = read_json(path)
+    run = root / "tour" / "fixed"
+    config = read_json(run / "config.json")
     config["data"] |= {"train_file": "/nowhere/a.jsonl", "test_file": "/nowhere/b.jsonl"}
-    path.write_text(json.dumps(config))
-    explorer = Explorer(root / "tour" / "fixed", 5)
+    (run / "config.json").write_text(json.dumps(config))
+    for state in run.glob("checkpoints/*/state.json"):  # it says the same
+        state.write_text(json.dumps(read_json(state) | {"config": config}))
+    explorer = Explorer(run, 5)
     assert "write two whole numbers" in explorer.message.value and explorer.figure is None
     explorer.loop.value = 1
     explorer.problem.value = "12+34="
