@@ -170,8 +170,9 @@ def results(out: str | Path) -> pd.DataFrame:
 
 def headlines(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of `results` with the accuracy of each task (see HEADLINES). Tasks without one (perplexities) have no row."""
-    shares = table[~table["metric"].str.partition(" ")[0].isin(ERRORS)]
-    shares = shares.groupby(["task", "metric"]).filter(lambda rows: rows["value"].between(0, 1).all())
+    shares = table[~table["metric"].str.split(" ").str[0].isin(ERRORS)]
+    inside = shares["value"].between(0, 1).groupby([shares["task"], shares["metric"]]).transform("all")
+    shares = shares[inside.astype(bool)]
     chosen = {}
     for task, metrics in shares.groupby("task", sort=False)["metric"]:
         chosen[task] = next((m for m in HEADLINES if m in set(metrics)), metrics.iloc[0])

@@ -163,7 +163,8 @@ def test_sampling_that_a_task_asks_for_is_not_passed_over(config, tmp_path, more
 @pytest.mark.parametrize("copy", ["a [copy] of*.jsonl", "a [copy]"])
 def test_a_path_with_wildcards_is_one_path(config, tmp_path, copy):
     (tmp_path / "a c of.jsonl").write_text('{"wrong": 1}\n')
-    write_jsonl(tmp_path / (copy if copy.endswith("jsonl") else f"{copy}/test.jsonl"), SVAMP)
+    for file in [copy] if copy.endswith("jsonl") else [f"{copy}/test.jsonl", f"{copy}/train.jsonl"]:
+        write_jsonl(tmp_path / file, SVAMP)
     cell = measured(replace(config, data={"svamp": str(tmp_path / copy)}), tmp_path / "out [1]", Script("\\boxed{7}"))
     assert cell["samples"] == 4 and len(samples(tmp_path / "out [1]", "svamp")) == 4
 

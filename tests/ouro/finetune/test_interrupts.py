@@ -132,7 +132,7 @@ WRONG = {
     "a list": (lambda c: (c / "schedule.json").write_text("[]"), "schedule.json: must be a mapping"),
     "not JSON": (lambda c: cut(c / "trainer_state.json"), "trainer_state.json cannot be read"),
     "not UTF-8": (lambda c: (c / "run.json").write_bytes(b"\xff"), "run.json cannot be read"),
-    "cut": (lambda c: cut(c / "training.safetensors"), "training.safetensors cannot be read"),
+    "cut": (lambda c: cut(c / "training.state"), "training.state cannot be read"),
 }
 
 
@@ -154,5 +154,5 @@ def test_moments_of_another_size_are_refused(folder):
     model = job.load_model(settings(folder), job.load_architecture(settings(folder)), checkpoint)
     saving.check_moments(checkpoint, model, moments)
     name = next(name for name, moment in moments.items() if moment.ndim == 2)
-    with pytest.raises(CheckpointError, match=f"training.safetensors: the size of {name} must be"):
+    with pytest.raises(CheckpointError, match=f"training.state: the size of {name} must be"):
         saving.check_moments(checkpoint, model, moments | {name: moments[name][:-1]})

@@ -193,7 +193,7 @@ def assert_whole(checkpoint: Path, processes: int) -> None:
     trained = {name for name, _ in model.named_parameters() if "early_exit_gate" not in name}
     moments = {f"adamw.{name}.{key}" for name in trained for key in ("exp_avg", "exp_avg_sq", "step")}
     assert tensors.keys() == moments | {f"random.{rank}.cpu" for rank in range(processes)}
-    assert {path.suffix for path in checkpoint.iterdir()} <= {".safetensors", ".json", ".jinja"}
+    assert {path.suffix for path in checkpoint.iterdir()} <= {".safetensors", ".state", ".json", ".jinja"}
     assert read_json(checkpoint / "trainer_state.json")["global_step"] == saving.step_of(checkpoint)
 
 
