@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +24,6 @@ from looped_lib.config import (
 )
 from looped_lib.models.looped import LoopedTransformer
 from looped_lib.samplers import FixedLoops
-from looped_lib.training import checkpoints
 from looped_lib.training.carry import Carry
 from looped_lib.training.trainer import Trainer, learning_rate, load_model, train
 
@@ -119,14 +117,9 @@ def test_two_processes_train_the_same_model(tmp_path):
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
 
 
-def test_two_processes_resume_exactly(tmp_path):
-    """Each has carried rows and probe vectors of its own; the run that lost its last checkpoint gets them all back."""
+def test_a_run_of_two_processes_goes_on_with_two(tmp_path):
+    """Each has carried rows and probe vectors of its own. (That it then ends in the same bits: `test_interrupts`.)"""
     train_in_two_processes(tiny(), tmp_path / "run")
-    expected = weights(tmp_path / "run")
-    shutil.rmtree(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1])
-    assert checkpoints.latest(tmp_path / "run" / "checkpoints").step == 20
-    train_in_two_processes(tiny(), tmp_path / "run")
-    assert_equal(weights(tmp_path / "run"), expected)
     with pytest.raises(ConfigError, match="saved by 2 processes"):
         train(tiny(), tmp_path / "run", progress=False)
 
