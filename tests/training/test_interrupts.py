@@ -162,7 +162,7 @@ from looped_lib.samplers import UniformLoops
 from looped_lib.training import objective, trainer
 if os.environ.get("INTERRUPT"):
     rank = int(os.environ["RANK"])
-    step, number = [(4, signal.SIGTERM), (2, signal.SIGTERM)][rank]
+    step, number = [(8, signal.SIGTERM), (4, signal.SIGTERM)][rank]
     forward, clip, calls = objective.Objective.forward, trainer.nn.utils.clip_grad_norm_, []
     def interrupted(*args, **kwargs):
         calls.append(None)
@@ -189,7 +189,7 @@ def test_two_processes_interrupted_at_different_points_stop_together(tmp_path):
     for name in ("whole", "stopped"):
         done = two(short(), tmp_path / name, **({"INTERRUPT": "1"} if name == "stopped" else {}))
         assert (done.returncode == 0) == (name == "whole"), done.stderr
-    assert done.stderr.count("stopped at step 3; the same command goes on") == 1 and "exitcode  : 143" in done.stderr
-    assert checkpoints.latest(tmp_path / "stopped" / "checkpoints").step == 3
+    assert done.stderr.count("stopped at step 5; the same command goes on") == 1 and "exitcode  : 143" in done.stderr
+    assert checkpoints.latest(tmp_path / "stopped" / "checkpoints").step == 5
     assert two(short(), tmp_path / "stopped").returncode == 0
     assert_equal(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
