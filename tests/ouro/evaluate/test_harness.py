@@ -421,7 +421,7 @@ def test_data_with_other_columns_is_named(config, tmp_path):
 
 
 def fake_engine(folder: Path, monkeypatch, script: str) -> None:
-    """`script` instead of a Python that runs a worker; $4 is the engine's folder."""
+    """`script` instead of a Python that runs a worker; $5 is the engine's folder."""
     path = folder / "python"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
@@ -451,7 +451,7 @@ def assert_dead(pids: list[str]) -> None:
 def test_interrupted_it_leaves_no_engine(tmp_path, monkeypatch):
     """Nor what the engine started, which does not heed SIGTERM here; nor if it is interrupted again while it waits for that."""
     fake_engine(
-        tmp_path, monkeypatch, 'trap "" TERM; sleep 1000 & echo $! > "$4/pids"; echo $$ >> "$4/pids"; touch "$4/up"; wait'
+        tmp_path, monkeypatch, 'trap "" TERM; sleep 1000 & echo $! > "$5/pids"; echo $$ >> "$5/pids"; touch "$5/up"; wait'
     )
     engine = tmp_path / "out" / "a" / "T=1" / "engine"
 
