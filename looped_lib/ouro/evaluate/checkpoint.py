@@ -33,8 +33,6 @@ class Checkpoint:
     """Of the whole model: the same, or what the adapter was trained on."""
     adapter: Path | None
     """The adapter's folder."""
-    rank: int = 0
-    """Of the adapter."""
 
     def architecture(self, offline: bool = False) -> OuroConfig:
         """Sizes of the model. ConfigError if it is not an Ouro; whatever transformers raises if it is not there."""
@@ -48,16 +46,21 @@ class Checkpoint:
         return AutoTokenizer.from_pretrained(self.source, local_files_only=offline)
 
     def model(self, dtype: str | torch.dtype, **config: Any) -> OuroForCausalLM:
-        """The model in evaluation mode, the adapter at work in it. `config` has fields of OuroConfig to change.
+        """The model in evaluation mode. `config` has fields of OuroConfig to change.
 
-        All loops run, whatever the checkpoint's early_exit_threshold says: a depth that is asked for is the depth.
+        An adapter is added to the base's weights in float32, W + (alpha / r) B A, and the sum rounded to `dtype` once. All loops
+        run, whatever the checkpoint's early_exit_threshold says: a depth that is asked for is the depth.
         """
-        model = OuroForCausalLM.from_pretrained(self.base, dtype=dtype, **{"early_exit_threshold": _NEVER, **config})
-        if self.adapter is not None:
-            from peft import PeftModel  # slow to import, and only needed here
+        config = {"early_exit_threshold": _NEVER, **config}
+        if self.adapter is None:
+            return OuroForCausalLM.from_pretrained(self.base, dtype=dtype, **config).eval()
+        from peft import PeftModel  # slow to import, and only needed here
 
-            model = PeftModel.from_pretrained(model, self.adapter).get_base_model()
-        return model.eval()
+        base = OuroForCausalLM.from_pretrained(self.base, dtype=torch.float32, **config)
+        merged = PeftModel.from_pretrained(base, self.adapter).merge_and_unload()
+        for weight in merged.parameters():  # not Module.to, which would round the frequencies of the positions too
+            weight.data = weight.data.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        return merged.eval()
 
     def weights(self, offline: bool = False) -> str:
         """A fingerprint of the weights, of both parts. FileNotFoundError if a folder has none."""
@@ -76,11 +79,11 @@ def find_checkpoint(source: str, offline: bool = False) -> Checkpoint:
     if found is None:
         return Checkpoint(source, source, None)
     adapter = read_json(found)
-    base, kind, rank = (adapter.get(key) for key in ("base_model_name_or_path", "peft_type", "r"))
-    if kind != "LORA" or not isinstance(base, str) or not isinstance(rank, int):
-        raise ConfigError(f"{found} must be of a LoRA adapter (peft_type LORA) with its rank r and base_model_name_or_path")
+    base, kind = (adapter.get(key) for key in ("base_model_name_or_path", "peft_type"))
+    if kind != "LORA" or not isinstance(base, str):
+        raise ConfigError(f"{found} must be of a LoRA adapter (peft_type LORA) with its base_model_name_or_path")
     folder = Path(source) if Path(source).is_dir() else Path(snapshot_download(source, local_files_only=offline))
-    return Checkpoint(source, from_here(base), folder, rank)
+    return Checkpoint(source, from_here(base), folder)
 
 
 def from_here(path: str) -> str:

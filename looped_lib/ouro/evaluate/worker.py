@@ -32,7 +32,6 @@ from looped_lib.runs.folders import provenance
 from looped_lib.tasks.tokenizer import TURN_END
 
 SMALL = 10_000_000  # parameters
-_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 
 
 class Worker:
@@ -243,13 +242,14 @@ def _answer(sample: dict[str, Any]) -> str:
 
 
 def _vllm(config: EvaluationConfig, checkpoint: Checkpoint, depth: int, links: Path) -> Any:
+    """An adapter is merged: with one at work, vLLM has no log-probabilities of a prompt (on a CPU its engine dies of them)."""
     from lm_eval.api.registry import get_model
 
     def found(source: str | Path) -> str:  # vLLM lists a folder's files by a pattern
         return str(without_wildcards(Path(source), links)) if Path(source).is_dir() else str(source)
 
     arguments = {
-        "pretrained": found(checkpoint.base),
+        "pretrained": found(checkpoint.base if checkpoint.adapter is None else _merged(checkpoint, config.dtype, links)),
         "tokenizer": found(checkpoint.source),
         "dtype": config.dtype,
         "max_model_len": config.max_len,
@@ -258,10 +258,13 @@ def _vllm(config: EvaluationConfig, checkpoint: Checkpoint, depth: int, links: P
         "hf_overrides": {"total_ut_steps": depth},
         **config.engine,
     }
-    if checkpoint.adapter is not None:
-        rank = next((each for each in _LORA_RANKS if each >= checkpoint.rank), checkpoint.rank)
-        arguments |= {"lora_local_path": found(checkpoint.adapter), "max_lora_rank": rank}
     return get_model("vllm").create_from_arg_obj(arguments, {"batch_size": "auto"})
+
+
+def _merged(checkpoint: Checkpoint, dtype: str, links: Path) -> Path:
+    """A folder with base and adapter in one, which is deleted with `links`."""
+    checkpoint.model(dtype).save_pretrained(links / "merged")
+    return links / "merged"
 
 
 def _transformers(config: EvaluationConfig, checkpoint: Checkpoint, depth: int) -> Any:

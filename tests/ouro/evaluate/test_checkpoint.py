@@ -28,13 +28,22 @@ def test_an_adapter_is_measured_on_its_base(tmp_path, monkeypatch):
     adapter = write_adapter(tmp_path / "run" / "model", "base", OuroForCausalLM.from_pretrained(base))
     monkeypatch.chdir(tmp_path)  # where the base's name, a relative path, leads to it
     found = find_checkpoint(str(adapter))
-    assert (found.base, found.adapter, found.rank) == (str(base), adapter, 4) and found.is_here
+    assert (found.base, found.adapter) == (str(base), adapter) and found.is_here
     peft = PeftModel.from_pretrained(OuroForCausalLM.from_pretrained(base), adapter).eval()
     with torch.no_grad():
         logits = found.model("float32", total_ut_steps=3)(IDS).logits
         torch.testing.assert_close(logits, peft(IDS, n_loops=3).logits)
         assert not torch.allclose(logits, find_checkpoint(str(base)).model("float32", total_ut_steps=3)(IDS).logits)
     assert len(found.tokenizer()) == len(TOKENIZER)
+
+
+def test_an_adapter_of_zeros_changes_nothing_at_any_type(tmp_path):
+    """Nor the frequencies of the positions, which stay in float32."""
+    base = write_base(tmp_path / "base")
+    adapter = write_adapter(tmp_path / "adapter", base, OuroForCausalLM.from_pretrained(base), std=0.0)
+    with torch.no_grad():
+        plain, adapted = (find_checkpoint(str(path)).model("bfloat16") for path in (base, adapter))
+        assert torch.equal(plain(IDS).logits, adapted(IDS).logits) and adapted.dtype == torch.bfloat16
 
 
 def test_the_fingerprint_is_of_base_and_adapter(tmp_path):
