@@ -5,7 +5,9 @@ A cell is a checkpoint at a loop count on a task.
     OUT/<checkpoint>/T=<depth>/<task>.json            metrics, time, settings, provenance; written when the cell is done
     OUT/<checkpoint>/T=<depth>/<task>.samples.jsonl   question, answer and grades of every problem
     OUT/<checkpoint>/T=<depth>/<task>.failed.json     why it failed, if it did
-    OUT/<checkpoint>/T=<depth>/engine/                the engine's log, and what it was asked
+    OUT/<checkpoint>/engine/                          the engines' log, and what the last one was asked
+
+The seconds of a cell are its share of what was computed for several depths at once, and its own.
 """
 
 import glob
@@ -125,6 +127,11 @@ class Cell:
     depth: int
     task: str
     folder: Path
+
+    @property
+    def engine(self) -> Path:
+        """The folder of the engines that measure the checkpoint."""
+        return self.folder.parent / "engine"
 
     @property
     def result(self) -> Path:

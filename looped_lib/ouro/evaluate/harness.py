@@ -2,9 +2,9 @@
 
     looped-lib evaluate EVALUATION.json OUT
 
-EVALUATION.json is an `EvaluationConfig` (`cells` says what lands in OUT). One engine serves all tasks of a checkpoint at a depth,
-so that weights are loaded once per depth, in a process of its own (`harness_worker`): its memory is free when it ends, and a
-crash costs the cell it was at. A rerun measures only what is not there, and tries again what failed.
+EVALUATION.json is an `EvaluationConfig` (`cells` says what lands in OUT). One engine serves all tasks of a checkpoint, with
+transformers at all depths from one pass over the loops, with vLLM at one. It is a process of its own (`worker`): its memory is
+free when it ends, and a crash costs the cells it was at. A rerun measures only what is not there, and tries again what failed.
 """
 
 import argparse
@@ -47,11 +47,19 @@ def evaluate(config: EvaluationConfig, out: str | Path, progress: bool = True) -
     if not todo:
         return results(out)
     with work(), _alone(out), tqdm(total=len(grid), initial=len(grid) - len(todo), disable=not progress, unit="cell") as bar:
-        for folder in dict.fromkeys(cell.folder for cell in todo):
-            mine = [cell for cell in todo if cell.folder == folder]
-            bar.set_description(f"{mine[0].checkpoint}, T={mine[0].depth}")
+        for mine in _by_engine(config, todo):
+            depths = dict.fromkeys(cell.depth for cell in mine)
+            bar.set_description(f"{mine[0].checkpoint}, T={', '.join(map(str, depths))}")
             _measure(config, checked, mine, bar)
     return results(out)
+
+
+def _by_engine(config: EvaluationConfig, todo: list[Cell]) -> list[list[Cell]]:
+    """The cells that one engine measures: those of a checkpoint, or of a checkpoint at a depth."""
+    groups: dict[Path, list[Cell]] = {}
+    for cell in todo:
+        groups.setdefault(cell.folder.parent if config.backend == "transformers" else cell.folder, []).append(cell)
+    return list(groups.values())
 
 
 @contextmanager
@@ -67,11 +75,11 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _measure(config: EvaluationConfig, checked: Checked, todo: list[Cell], bar: tqdm) -> None:
-    """Run engines until each of the cells, all of one checkpoint and depth, is done or has failed."""
+    """Run engines until each of the cells, all of one engine, is done or has failed."""
     for cell in todo:
         cell.failure.unlink(missing_ok=True)
     while left := [cell for cell in todo if cell.open]:
-        log = left[0].folder / "engine" / "log.txt"
+        log = left[0].engine / "log.txt"
         log_starts = log.stat().st_size if log.exists() else 0
         status = _run_engine(config, checked, left, bar)
         for cell in _lost(left):
@@ -87,12 +95,12 @@ def _measure(config: EvaluationConfig, checked: Checked, todo: list[Cell], bar: 
 
 
 def _run_engine(config: EvaluationConfig, checked: Checked, left: list[Cell], bar: tqdm) -> int:
-    """One engine over cells of one checkpoint and depth; the bar moves as they land. Returns the exit status."""
-    cell, folder = left[0], left[0].folder / "engine"
-    spec = {"config": to_dict(config), "checkpoint": cell.checkpoint, "depth": cell.depth}
-    spec |= {"tasks": {c.task: checked.tasks[c.task] for c in left}, "weights": checked.weights[cell.checkpoint]}
+    """One engine over its cells; the bar moves as they land. Returns the exit status."""
+    checkpoint, folder = left[0].checkpoint, left[0].engine
+    spec = {"config": to_dict(config), "checkpoint": checkpoint, "cells": [(c.depth, c.task) for c in left]}
+    spec |= {"tasks": {c.task: checked.tasks[c.task] for c in left}, "weights": checked.weights[checkpoint]}
     write_json(folder / "spec.json", spec)
-    (folder / "at").write_text("")
+    write_json(folder / "at.json", [])
     with open(folder / "log.txt", "ab") as log:
         worker = subprocess.Popen(
             [sys.executable, "-u", "-m", "looped_lib", "_engine", str(folder)],
@@ -130,10 +138,10 @@ def _end(worker: subprocess.Popen) -> None:
 def _lost(left: list[Cell]) -> list[Cell]:
     """The cells that an engine which ended left without an outcome, and that must not be tried again.
 
-    That is the one it was at. It was at none if it did not even start: the others would fare no better.
+    Those are the ones it was at. It was at none if it did not even start: the others would fare no better.
     """
-    at, without = (left[0].folder / "engine" / "at").read_text(), [cell for cell in left if cell.open]
-    return [cell for cell in without if at in ("", cell.task)]
+    at = read_json(left[0].engine / "at.json")
+    return [cell for cell in left if cell.open and (not at or [cell.depth, cell.task] in at)]
 
 
 def _describe(status: int) -> str:

@@ -1,10 +1,11 @@
-"""One engine of an evaluation, in a process of its own: a checkpoint at a loop count, on one task after another.
+"""One engine of an evaluation, in a process of its own: a checkpoint, at its loop counts, on one task after another.
 
     python -m looped_lib _engine FOLDER        (FOLDER/spec.json is written by `harness`)
 
-Tasks are read before the engine starts, so that data that is not there costs no engine. FOLDER/at says which task is being read
-or measured; it is empty while the engine starts. An error in a task is that cell's failure, and ends the process: what it left
-behind in the engine is unknown, and the harness starts another one for the tasks that are left.
+Tasks are read before the engine starts, so that data that is not there costs no engine. FOLDER/at.json lists the cells that are
+being read, answered or graded, as [loop count, task]; it is empty while the engine starts. An error in a task is the failure of
+the cells it was at, and ends the process: what it left behind in the engine is unknown, and the harness starts another one for
+the cells that are left.
 """
 
 import os
@@ -12,39 +13,42 @@ import signal
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import set_seed
 
 from looped_lib.config import from_dict
 from looped_lib.core.files import read_json, write_json, write_jsonl
 from looped_lib.core.parents import end_with_parent
-from looped_lib.ouro.evaluate.cells import Cell, EvaluationConfig
-from looped_lib.ouro.evaluate.checkpoint import Checkpoint, find_checkpoint
+from looped_lib.ouro.evaluate import engines
+from looped_lib.ouro.evaluate.cells import Cell, EvaluationConfig, cells
+from looped_lib.ouro.evaluate.checkpoint import find_checkpoint
 from looped_lib.ouro.evaluate.checks import brief
 from looped_lib.ouro.evaluate.engine_log import root_cause
 from looped_lib.ouro.evaluate.reading import local_copy, plain_text, without_wildcards
 from looped_lib.runs.folders import provenance
 from looped_lib.tasks.tokenizer import TURN_END
 
-SMALL = 10_000_000  # parameters
+_STOPS = {"vllm": "stop_token_ids", "transformers": "eos_token_id"}
 
 
 class Worker:
-    """The cells of one checkpoint at one depth."""
+    """Cells of one checkpoint."""
 
     def __init__(self, folder: Path):
         self.spec = read_json(folder / "spec.json")
         self.config: EvaluationConfig = from_dict(EvaluationConfig, self.spec["config"])
-        self.name, self.depth = self.spec["checkpoint"], self.spec["depth"]
+        self.name = self.spec["checkpoint"]
         self.checkpoint = find_checkpoint(self.config.checkpoints[self.name])
         self.tokenizer = self.checkpoint.tokenizer()
-        self.cells = {task: Cell(self.name, self.depth, task, folder.parent) for task in self.spec["tasks"]}
-        self.at, self.log = folder / "at", folder / "log.txt"
+        grid = {(c.checkpoint, c.depth, c.task): c for c in cells(self.config, folder.parent.parent)}
+        self.cells = [grid[self.name, depth, task] for depth, task in self.spec["cells"]]
+        self.at, self.log = folder / "at.json", folder / "log.txt"
         self.log_starts = self.log.stat().st_size if self.log.exists() else 0
         self._links = tempfile.TemporaryDirectory(prefix="looped_lib-")
         self.links = Path(self._links.name)
@@ -53,26 +57,34 @@ class Worker:
         """Measure the cells, writing each result, or why there is none, as soon as it is known."""
         tasks = {}
         for name, file in self.spec["tasks"].items():
-            self.at.write_text(name)
-            try:
+            with suppress(Exception), self.working(*self.of(name)):  # whatever one task's data do, the other tasks go on
                 tasks[name] = self.read(name, file)
-            except Exception as e:  # whatever one task's data do, the other tasks go on
-                self.fail(e, name)
-        self.at.write_text("")
+        write_json(self.at, [])
         if not tasks:
             return
-        try:
-            engine = self.engine()
-        except Exception as e:
-            self.fail(e, *tasks)
-            return
-        for name, task in tasks.items():
-            self.at.write_text(name)
+        depths = [cell.depth for cell in self.cells]
+        with suppress(Exception):
             try:
-                self.measure(name, task, engine)
+                engine = engines.start(self.config, self.checkpoint, sorted(set(depths)), self.links)
             except Exception as e:
-                self.fail(e, name)
-                return
+                self.fail(e, *(cell for name in tasks for cell in self.of(name)))
+                raise
+            for name, task in tasks.items():
+                self.measure(name, task, engine)
+
+    def of(self, task: str) -> list[Cell]:
+        """The cells of a task."""
+        return [cell for cell in self.cells if cell.task == task]
+
+    @contextmanager
+    def working(self, *at: Cell) -> Iterator[None]:
+        """The process is at these cells: an error, or its death, is their failure."""
+        write_json(self.at, [(cell.depth, cell.task) for cell in at])
+        try:
+            yield
+        except Exception as e:
+            self.fail(e, *at)
+            raise
 
     def read(self, name: str, file: str) -> Any:
         """A task of lm-eval with its problems, as the config wants it. ValueError if a question leaves no room for an answer."""
@@ -88,12 +100,11 @@ class Worker:
             mend = f"look into {copy}" if copy else f"give a local copy of them in EvaluationConfig.data[{name!r}]"
             raise ValueError(f"its problems cannot be read: {mend} ({brief(e)})") from e
         task.set_config("num_fewshot", self.config.fewshot)
-        task.set_fewshot_seed(self.config.seed)
         room = 1  # for the token that a score is of
         if task.OUTPUT_TYPE == "generate_until":
             task.set_config("generation_kwargs", self.generation(), update=True)
             room = self.config.max_new_tokens
-        task.build_all_requests(**self.asking(), chat_template=self.chat)
+        self.build(task)
         if task.OUTPUT_TYPE == "loglikelihood_rolling":
             return task  # lm-eval reads a long text in pieces
         texts = ("".join(part for part in instance.args if isinstance(part, str)) for instance in task.instances)
@@ -105,23 +116,41 @@ class Worker:
             )
         return task
 
+    def build(self, task: Any) -> None:
+        """The requests of a task, the same each time."""
+        task.set_fewshot_seed(self.config.seed)
+        task.build_all_requests(**self.asking(), chat_template=self.chat)
+
     def measure(self, name: str, task: Any, engine: Any) -> None:
-        """Put the questions of a task to the engine, and write what it answers and how that is graded."""
+        """Put the questions of a task to the engine at every loop count at once, and grade and write what it answers at each."""
+        mine = self.of(name)
+        start = time.perf_counter()
+        with self.working(*mine):
+            engine.prepare(task.instances, [cell.depth for cell in mine])
+        shared = (time.perf_counter() - start) / len(mine)
+        for cell in mine:
+            with self.working(cell):
+                self.grade(cell, task, engine, shared)
+
+    def grade(self, cell: Cell, task: Any, engine: Any, shared: float) -> None:
+        """Write what the engine answers in a cell and how that is graded. `shared`: its share of the seconds spent before."""
         from lm_eval.evaluator import evaluate
 
+        engine.depth = cell.depth
         set_seed(self.config.seed)
+        task.set_fewshot_seed(self.config.seed)  # lm-eval builds the requests again: the same ones
         start = time.perf_counter()
-        found = evaluate(engine, {"tasks": {name: task}}, **self.asking())
-        seconds = time.perf_counter() - start
-        rows = problems(found["samples"][name])
+        found = evaluate(engine, {"tasks": {cell.task: task}}, **self.asking())
+        seconds = shared + time.perf_counter() - start
+        rows = problems(found["samples"][cell.task])
         generated = None
         if task.OUTPUT_TYPE == "generate_until":
             generated = sum(self.tokens(text) for instance in task.instances for text in instance.resps)
-        write_jsonl(self.cells[name].samples, rows)
+        write_jsonl(cell.samples, rows)
         write_json(
-            self.cells[name].result,
+            cell.result,
             {
-                **{"model": self.name, "task": name, "depth": self.depth, "metrics": metrics(found["results"][name])},
+                **{"model": self.name, "task": cell.task, "depth": cell.depth, "metrics": metrics(found["results"][cell.task])},
                 **{"samples": len(rows), "seconds": seconds, "tokens_per_sec": generated and generated / seconds},
                 **{
                     "settings": self.config.decisive(),
@@ -138,15 +167,14 @@ class Worker:
         used = ("lm_eval", "vllm") if self.config.backend == "vllm" else ("lm_eval",)
         return {**out, "versions": {**out["versions"], **{name: metadata.version(name) for name in used}}}
 
-    def fail(self, e: Exception, *tasks: str) -> None:
+    def fail(self, e: Exception, *at: Cell) -> None:
         """Write that cells failed, and why."""
         reason = brief(e)
         if "root cause" in str(e):  # which another process of the engine has told the log
             reason = root_cause(self.log, self.log_starts) or reason
         traceback.print_exception(e)
-        for task in tasks:
-            cell = self.cells[task]
-            write_json(cell.failure, {"model": cell.checkpoint, "task": task, "depth": cell.depth, "reason": reason})
+        for cell in at:
+            write_json(cell.failure, {"model": cell.checkpoint, "task": cell.task, "depth": cell.depth, "reason": reason})
 
     def asking(self) -> dict[str, Any]:
         """How lm-eval puts a question."""
@@ -178,15 +206,6 @@ class Worker:
     def tokens(self, text: str) -> int:
         """Tokens of a text."""
         return len(self.tokenizer(text).input_ids)
-
-    def engine(self) -> Any:
-        """lm-eval's engine of the config's backend, looping `depth` times."""
-        if self.config.backend == "vllm":
-            return _vllm(self.config, self.checkpoint, self.depth, self.links)
-        return _transformers(self.config, self.checkpoint, self.depth)
-
-
-_STOPS = {"vllm": "stop_token_ids", "transformers": "eos_token_id"}
 
 
 def metrics(values: dict[str, Any]) -> dict[str, tuple[float, float | None]]:
@@ -239,43 +258,6 @@ def _answer(sample: dict[str, Any]) -> str:
     if isinstance(said, tuple):
         return f"log-probability of the right answer {said[0]:.2f}; {'' if said[1] else 'not '}the likeliest"
     return str(said)
-
-
-def _vllm(config: EvaluationConfig, checkpoint: Checkpoint, depth: int, links: Path) -> Any:
-    """An adapter is merged: with one at work, vLLM has no log-probabilities of a prompt (on a CPU its engine dies of them)."""
-    from lm_eval.api.registry import get_model
-
-    def found(source: str | Path) -> str:  # vLLM lists a folder's files by a pattern
-        return str(without_wildcards(Path(source), links)) if Path(source).is_dir() else str(source)
-
-    arguments = {
-        "pretrained": found(checkpoint.base if checkpoint.adapter is None else _merged(checkpoint, config.dtype, links)),
-        "tokenizer": found(checkpoint.source),
-        "dtype": config.dtype,
-        "max_model_len": config.max_len,
-        "max_gen_toks": config.max_new_tokens,
-        "seed": config.seed,
-        "hf_overrides": {"total_ut_steps": depth},
-        **config.engine,
-    }
-    return get_model("vllm").create_from_arg_obj(arguments, {"batch_size": "auto"})
-
-
-def _merged(checkpoint: Checkpoint, dtype: str, links: Path) -> Path:
-    """A folder with base and adapter in one, which is deleted with `links`."""
-    checkpoint.model(dtype).save_pretrained(links / "merged")
-    return links / "merged"
-
-
-def _transformers(config: EvaluationConfig, checkpoint: Checkpoint, depth: int) -> Any:
-    from lm_eval.models.huggingface import HFLM
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = checkpoint.model(config.dtype, total_ut_steps=depth).to(device)
-    if device == "cpu" and model.num_parameters() < SMALL:
-        torch.set_num_threads(1)  # on small matrices two threads mostly wait for each other
-    tokenizer = checkpoint.tokenizer()
-    return HFLM(model, backend="causal", tokenizer=tokenizer, batch_size=config.batch_size, max_length=config.max_len)
 
 
 def main(arguments: list[str]) -> None:

@@ -26,7 +26,7 @@ from looped_lib.core.checks import ConfigError
 from looped_lib.core.errors import run
 from looped_lib.core.files import read_json, write_json, write_jsonl
 from looped_lib.core.project import find_root
-from looped_lib.ouro.evaluate import checkpoint, checks, harness, worker
+from looped_lib.ouro.evaluate import checkpoint, checks, engines, harness
 from looped_lib.ouro.evaluate.accuracy import accuracy_by_depth
 from looped_lib.ouro.evaluate.cells import EvaluationConfig, cells, failures, headlines, record, results, samples
 from looped_lib.ouro.evaluate.checkpoint import fingerprint
@@ -369,8 +369,8 @@ def test_without_a_network_the_hub_is_not_waited_for(monkeypatch, tmp_path):
 def worker_of(config: EvaluationConfig, folder: Path) -> Worker:
     """A worker in this process, to see what it reads."""
     name = next(iter(config.checkpoints))
-    write_json(folder / "T=2" / "engine" / "spec.json", {"config": to_dict(config), "checkpoint": name, "depth": 2, "tasks": {}})
-    return Worker(folder / "T=2" / "engine")
+    write_json(folder / "engine" / "spec.json", {"config": to_dict(config), "checkpoint": name, "cells": [], "tasks": {}})
+    return Worker(folder / "engine")
 
 
 def questions(worker: Worker, task: str) -> list[str]:
@@ -453,7 +453,7 @@ def test_interrupted_it_leaves_no_engine(tmp_path, monkeypatch):
     fake_engine(
         tmp_path, monkeypatch, 'trap "" TERM; sleep 1000 & echo $! > "$5/pids"; echo $$ >> "$5/pids"; touch "$5/up"; wait'
     )
-    engine = tmp_path / "out" / "a" / "T=1" / "engine"
+    engine = tmp_path / "out" / "a" / "engine"
 
     def interrupt(seconds):
         if (engine / "up").exists():
@@ -493,9 +493,9 @@ def test_a_worker_ends_with_its_harness(config, tmp_path):
     command = [sys.executable, "-m", "looped_lib", "evaluate", str(tmp_path / "slow.json"), str(tmp_path / "out")]
     with open(tmp_path / "log", "w") as log:
         running = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    at = tmp_path / "out" / "learned" / "T=2" / "engine" / "at"
+    at = tmp_path / "out" / "learned" / "engine" / "at.json"
     end = time.monotonic() + 120
-    while not (at.exists() and at.read_text()):
+    while not (at.exists() and read_json(at)):
         assert running.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
         time.sleep(0.1)
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
@@ -504,35 +504,51 @@ def test_a_worker_ends_with_its_harness(config, tmp_path):
     assert_dead(children)
 
 
-def test_weights_are_loaded_once_per_depth(learned, config, tmp_path, monkeypatch):
-    """However many tasks there are: the workers run here, one after another, and loads are counted."""
-    loaded, load = [], OuroForCausalLM.from_pretrained
+class Here:
+    """A worker that runs in this process."""
 
-    class Here:
-        pid = 2**30  # nobody's
+    pid = 2**30  # nobody's
 
-        def __init__(self, command, **_):
-            Worker(Path(command[-1])).run()
+    def __init__(self, command, **_):
+        Worker(Path(command[-1])).run()
 
-        def poll(self):
-            return 0
+    def poll(self):
+        return 0
 
-        wait = poll
+    wait = poll
 
-    def counted(*args, **kwargs):
-        loaded.append(kwargs["total_ut_steps"])
-        return load(*args, **kwargs)
 
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Workers run in this process, one after another."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(harness, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": Here}))  # git has the real one
-    monkeypatch.setattr(OuroForCausalLM, "from_pretrained", counted)
-    monkeypatch.setattr(worker, "SMALL", 0)  # the threads of this process stay as they are
+    monkeypatch.setattr(engines, "SMALL", 0)  # the threads of this process stay as they are
+
+
+def test_weights_are_loaded_once_per_checkpoint(here, config, tmp_path, monkeypatch):
+    """However many tasks and depths there are."""
+    loaded, load = [], OuroForCausalLM.from_pretrained
+    monkeypatch.setattr(OuroForCausalLM, "from_pretrained", lambda *a, **k: loaded.append(a) or load(*a, **k))
     depths, tasks = tuple(range(1, 17)), ("word_problems", "amc23")
     data = {"amc23": config.data["amc23"]}
     few = replace(config, depths=depths, tasks=tasks, data=data, limit=2, max_new_tokens=2)
     table = harness.evaluate(few, tmp_path / "out", progress=False)
     assert set(zip(table["depth"], table["task"], strict=True)) == {(depth, task) for depth in depths for task in tasks}
-    assert loaded == list(depths)
+    assert len(loaded) == 1
+
+
+def test_a_depth_by_itself_measures_the_same(here, evaluated, config, tmp_path):
+    """Numbers and samples, to the last problem, of answers and of log-likelihoods."""
+    tasks = ("word_problems", "gsm8k", "asdiv")
+    data = {task: config.data[task] for task in tasks[1:]}
+    for depth in DEPTHS:
+        harness.evaluate(replace(config, depths=(depth,), tasks=tasks, data=data), tmp_path / "out", progress=False)
+    for task in tasks:
+        pd.testing.assert_frame_equal(samples(tmp_path / "out", task), samples(evaluated.out, task))
+    measured = ["task", "depth", "metric", "value", "stderr", "samples"]
+    ours = evaluated.table[evaluated.table["task"].isin(tasks)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(results(tmp_path / "out")[measured], ours[measured])
 
 
 def test_nothing_measured_is_an_empty_table(tmp_path):

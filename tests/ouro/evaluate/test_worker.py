@@ -36,6 +36,10 @@ class Script(LM):
     """Says `text` to every question, until one of the stops."""
 
     tokenizer_name = "script"
+    depth = None
+
+    def prepare(self, requests, depths):
+        """There is nothing to prepare."""
 
     def __init__(self, text: str = ""):
         super().__init__()
@@ -86,9 +90,10 @@ def config(tmp_path, monkeypatch):
 
 def worker_of(config: EvaluationConfig, out: Path) -> Worker:
     files = checks._task_files(config, set(config.tasks))
-    spec = {"config": to_dict(config), "checkpoint": "a", "depth": 2, "tasks": files, "weights": "w"}
-    write_json(out / "a" / "T=2" / "engine" / "spec.json", spec)
-    return Worker(out / "a" / "T=2" / "engine")
+    asked = [(2, task) for task in config.tasks]
+    spec = {"config": to_dict(config), "checkpoint": "a", "cells": asked, "tasks": files, "weights": "w"}
+    write_json(out / "a" / "engine" / "spec.json", spec)
+    return Worker(out / "a" / "engine")
 
 
 def measured(config: EvaluationConfig, out: Path, engine: Script) -> dict:
