@@ -8,23 +8,20 @@ free when it ends, and a crash costs the cells it was at. A rerun measures only 
 """
 
 import argparse
-import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from looped_lib.config import from_dict, to_dict
-from looped_lib.core.checks import ConfigError
 from looped_lib.core.errors import work
-from looped_lib.core.files import read_json, write_json
+from looped_lib.core.files import holding, read_json, write_json
 from looped_lib.core.quiet import quiet_environment
 from looped_lib.ouro.evaluate.cells import Cell, EvaluationConfig, cells, failures, results
 from looped_lib.ouro.evaluate.checks import Checked, check
@@ -37,7 +34,7 @@ LOG_LINES = 15  # of a dead engine's log, in the reason of a failure
 def evaluate(config: EvaluationConfig, out: str | Path, progress: bool = True) -> pd.DataFrame:
     """Measure every cell that is not there yet; returns `results(out)`. What failed is in `failures(out)`.
 
-    ConfigError, before an engine starts, on what `check` finds, and if another evaluation is at work in `out`. Interrupted, it
+    Before an engine starts: ConfigError on what `check` finds, Busy if another evaluation is at work in `out`. Interrupted, it
     ends its engine; done cells stay.
     """
     out = Path(out).resolve()
@@ -46,7 +43,8 @@ def evaluate(config: EvaluationConfig, out: str | Path, progress: bool = True) -
     todo = [cell for cell in grid if not cell.result.exists()]
     if not todo:
         return results(out)
-    with work(), _alone(out), tqdm(total=len(grid), initial=len(grid) - len(todo), disable=not progress, unit="cell") as bar:
+    bar = tqdm(total=len(grid), initial=len(grid) - len(todo), disable=not progress, unit="cell")
+    with work(), holding(out, patience=5), bar:
         for mine in _by_engine(config, todo):
             depths = dict.fromkeys(cell.depth for cell in mine)
             bar.set_description(f"{mine[0].checkpoint}, T={', '.join(map(str, depths))}")
@@ -60,18 +58,6 @@ def _by_engine(config: EvaluationConfig, todo: list[Cell]) -> list[list[Cell]]:
     for cell in todo:
         groups.setdefault(cell.folder.parent if config.backend == "transformers" else cell.folder, []).append(cell)
     return list(groups.values())
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Two evaluations in one folder would take each other's engines for their own."""
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / "lock", "w") as lock:  # the system lets go of it when this process ends, however it does
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another evaluation is at work in {out}: wait for it, or choose another folder") from None
-        yield
 
 
 def _measure(config: EvaluationConfig, checked: Checked, todo: list[Cell], bar: tqdm) -> None:

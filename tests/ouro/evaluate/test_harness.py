@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, LlamaConfig
 from looped_lib.config import from_dict, to_dict
 from looped_lib.core.checks import ConfigError
 from looped_lib.core.errors import run
-from looped_lib.core.files import read_json, write_json, write_jsonl
+from looped_lib.core.files import Busy, holding, read_json, write_json, write_jsonl
 from looped_lib.core.project import find_root
 from looped_lib.ouro.evaluate import checkpoint, checks, engines, harness
 from looped_lib.ouro.evaluate.accuracy import accuracy_by_depth
@@ -467,7 +467,8 @@ def test_interrupted_it_leaves_no_engine(tmp_path, monkeypatch):
 
 def test_two_evaluations_do_not_work_in_one_folder(tmp_path, monkeypatch):
     fake_engine(tmp_path, monkeypatch, "exit 3")
-    with harness._alone(tmp_path / "out"), pytest.raises(ConfigError, match="another evaluation is at work in .*/out"):
+    monkeypatch.setattr(harness, "holding", lambda folder, patience: holding(folder, patience=0))
+    with holding(tmp_path / "out"), pytest.raises(Busy, match="another process is at work in .*/out"):
         harness.evaluate(FAKED, tmp_path / "out", progress=False)
     harness.evaluate(FAKED, tmp_path / "out", progress=False)
     assert "exit status 3" in failures(tmp_path / "out")["reason"][0]
