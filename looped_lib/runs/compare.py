@@ -26,7 +26,7 @@ import plotly.graph_objects as go
 from pandas.io.formats.style import Styler
 
 from looped_lib.config import ConfigError, ExperimentConfig, to_dict
-from looped_lib.core.project import find_root
+from looped_lib.core.project import runs_folder
 from looped_lib.plots.bands import accuracy_bands, loss_bands
 from looped_lib.runs.folders import flat, load_metrics, load_runs, read_config
 from looped_lib.runs.statistics import difference, holm
@@ -135,7 +135,7 @@ def _grouped(given: Sequence[str | Path]) -> list[list[_Run]]:
 
 
 def _found(folder: str | Path) -> Iterator[_Run]:
-    root = next((path for path in (Path(folder), find_root() / folder) if path.is_dir()), None)
+    root = next((path for path in (Path(folder), runs_folder().parent / folder) if path.is_dir()), None)
     if root is None:
         raise FileNotFoundError(f"there is no folder {folder}, neither here nor in the project")
     found = False

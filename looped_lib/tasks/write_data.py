@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from looped_lib.core.files import write_jsonl
-from looped_lib.core.project import find_root
+from looped_lib.core.project import runs_folder
 from looped_lib.tasks.addition import generate_operands, save_jsonl
 from looped_lib.tasks.tokenizer import train_tokenizer
 from looped_lib.tasks.word_problems import generate
@@ -42,6 +42,6 @@ def _parts(sizes: Mapping[str, int]) -> Iterator[tuple[str, int, int]]:
 def main(arguments: list[str]) -> None:
     """Write the files and print their checksums."""
     parser = argparse.ArgumentParser(prog="looped-lib data", description=make_data.__doc__)
-    parser.add_argument("folder", nargs="?", type=Path, default=find_root() / "data")
+    parser.add_argument("folder", nargs="?", type=Path, default=runs_folder().parent / "data")
     for name, sha256 in make_data(parser.parse_args(arguments).folder).items():
         print(f"{sha256}  {name}")
