@@ -25,6 +25,7 @@ from scipy import special, stats
 
 from looped_lib.core import checks
 
+TRAINED_DEPTH = 4  # loop count of fixed-depth training, the paper's
 MOST_LOOPS = 10_000  # of a training step
 _STREAM = 0x100  # keeps loop counts independent of every other stream derived from the same seed
 
@@ -70,7 +71,7 @@ class LoopSampler(ABC):
 class FixedLoops(LoopSampler):
     """Always `n` loops."""
 
-    n: int = 4
+    n: int = TRAINED_DEPTH
 
     def __post_init__(self):
         checks.whole(self, 1, "n", most=MOST_LOOPS)

@@ -65,7 +65,7 @@ def test_the_numbers_over_seeds_are_the_recorded_ones():
     said = " ".join(re.search(r"Over \[five seeds\].*?at 200\.", TEXT, re.S)[0].split())
     quoted = [float(number) for number in re.findall(r"([\d.]+) %", said)]
     folder = ROOT / "runs" / "recorded" / "seeds" / "cpu"
-    curves = {name: [by_depth(path) for path in folder.glob(f"seed=*/{name}/result.json")] for name in ("stars", "random")}
+    curves = {name: [by_depth(path) for path in folder.glob(f"seed*/{name}/result.json")] for name in ("stars", "random")}
     assert {len(seeds) for seeds in curves.values()} == {5}
     lowest = min(accuracy for curve in curves["stars"] for depth, accuracy in curve.items() if depth >= 4)
     assert quoted == pytest.approx([100 * lowest, 100 * max(curve[200] for curve in curves["random"])], abs=0.05)
@@ -88,7 +88,7 @@ def test_the_numbers_of_the_tiny_ouro_are_the_recorded_ones():
     for path in (ROOT / "runs" / "recorded" / "ouro_finetune").glob("seed*/result.json"):
         result = read_json(path)
         for name, accuracy in result["accuracy"].items():
-            solved.setdefault(name.split("-")[0], []).append(dict(zip(result["depths"], accuracy, strict=True)))
+            solved.setdefault(result["modes"][name], []).append(dict(zip(result["depths"], accuracy, strict=True)))
     mean = {
         name: {depth: 100 * sum(s[depth] for s in seeds) / len(seeds) for depth in seeds[0]} for name, seeds in solved.items()
     }

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -15,6 +16,7 @@ from typing import IO, Any
 
 PARTIAL = ".partial_"  # how the name of a folder begins that is not whole
 LOCK = ".lock"  # a file in a folder that one process at a time may hold
+_NUMBERS = re.compile(r"\[\n[\d\s.,eE+-]*(?:null[\d\s.,eE+-]*)*\n\s*\]")  # no text holds a bare line break: of lists alone
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what file systems without flock say
 
 
@@ -140,7 +142,13 @@ def _sync(path: Path) -> None:
 def write_json(path: str | Path, values: Any) -> None:
     """Write `values` as JSON atomically."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(values, indent=1, allow_nan=False), encoding="utf-8")
+        partial.write_text(dump_json(values), encoding="utf-8")
+
+
+def dump_json(values: Any) -> str:
+    """`values` as JSON for people: a field in a line, and so is a list of numbers."""
+    text = json.dumps(values, indent=1, allow_nan=False)
+    return _NUMBERS.sub(lambda found: re.sub(r"\s+", " ", found[0]).replace("[ ", "[").replace(" ]", "]"), text)
 
 
 def write_jsonl(path: str | Path, records: Iterable[Any]) -> None:

@@ -6,7 +6,9 @@ RECORDED = "recorded"  # the folder under runs/ that is committed
 STARTED = "started.json"  # when the newest attempt at a run of a study began, and the seconds of those before
 DONE, FAILED = "sweep.json", "failed.json"  # how a run of a study ended
 LOG = "sweep.log"  # what the processes of a run said; and those of a sweep that a notebook started, in the study's folder
+CONFIG, METRICS, RESULT, CHECKPOINTS = "config.json", "metrics.jsonl", "result.json", "checkpoints"
 FINETUNE = "finetune.json"  # the config of a fine-tuning run
+DIGITS = "digits.json"  # a run's accuracy on other numbers of digits (`runs.digits`)
 
 
 def checkout() -> Path | None:

@@ -7,11 +7,13 @@ typed in: where the run folders do not hold the experiment, the row says "not ru
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from looped_lib.report.evidence import Evidence, Run
+from looped_lib.report.evidence import Evidence
 from looped_lib.report.provenance import differences
 from looped_lib.report.verdicts import Rule, decide
+from looped_lib.runs.folders import Run
 from looped_lib.runs.statistics import interval
 
 NOT_RUN = "not run"
@@ -30,7 +32,7 @@ class Finding:
     """Whether the claim holds; None where the runs do not decide it."""
     text: str
     """The numbers behind it, in words."""
-    runs: Sequence[str]
+    runs: Sequence[Path]
     """Folders of the runs."""
     within: tuple[float, float] = (-math.inf, math.inf)
     """Bounds of the number ((0, 1) for a share)."""
@@ -57,8 +59,7 @@ def judge(claims: Iterable[Claim], evidence: Evidence) -> list[dict[str, Any]]:
 
     `differs` says in what the making of those runs differs from this project (see `provenance`).
     """
-    rows = [_row(claim, size, claim.measure(evidence, size)) for claim in claims for size in claim.sizes]
-    return [row | {"differs": differences(map(evidence.made, row["runs"]))} for row in rows]
+    return [_row(claim, size, claim.measure(evidence, size), evidence) for claim in claims for size in claim.sizes]
 
 
 def shared(groups: Mapping[str, Mapping[int, Run]]) -> list[int]:
@@ -88,11 +89,15 @@ def over_seeds(
     return Finding(values, decide(values, passes, rule), words, folders, within)
 
 
-def _row(claim: Claim, size: str, finding: Finding | None) -> dict[str, Any]:
+def _row(claim: Claim, size: str, finding: Finding | None, evidence: Evidence) -> dict[str, Any]:
     row = {"key": claim.key, "section": claim.section, "claim": claim.sentence, "paper": claim.paper}
     row |= {"number": claim.number, "size": size}
     if finding is None:
-        return row | {"measured": NOT_RUN, "value": None, "interval": None, "seeds": 0, "verdict": NOT_RUN, "runs": []}
+        return (
+            row
+            | {"measured": NOT_RUN, "value": None, "interval": None, "seeds": 0, "verdict": NOT_RUN}
+            | {"runs": [], "differs": []}
+        )
     yes, no = (REPRODUCED, NOT_REPRODUCED) if claim.paper else (CONFIRMED, NOT_CONFIRMED)
     known = finding.values and all(map(math.isfinite, finding.values))  # JSON has no infinity; the words have it
     mean, *bounds = interval(finding.values, finding.within) if known else [math.nan] * 3
@@ -102,5 +107,6 @@ def _row(claim: Claim, size: str, finding: Finding | None) -> dict[str, Any]:
         "interval": bounds if all(map(math.isfinite, bounds)) else None,
         "seeds": len(finding.values),
         "verdict": UNDECIDED if finding.holds is None else yes if finding.holds else no,
-        "runs": list(finding.runs),
+        "runs": list(map(evidence.name, finding.runs)),
+        "differs": differences(map(evidence.made, finding.runs)),
     }

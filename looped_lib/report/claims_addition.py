@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from looped_lib.report.claims import Claim, Finding, over_seeds
-from looped_lib.report.evidence import Evidence, Run
+from looped_lib.report.evidence import Evidence
 from looped_lib.report.experiments import BOUNDED, GROWING, TYPES, distributions, placements, stars
 from looped_lib.report.measures import (
     DEEPEST,
@@ -27,6 +27,7 @@ from looped_lib.report.measures import (
     where_learned,
 )
 from looped_lib.report.verdicts import Rule
+from looped_lib.runs.folders import Run
 from looped_lib.studies.sizes import comparable_depth
 
 GROWS = 2.0  # times the norm at the trained depth
@@ -95,7 +96,7 @@ def _stars(evidence: Evidence, size: str) -> Finding | None:
     groups = {name: runs for name, runs in deep(evidence, stars(size)).items() if runs}
 
     def best(runs: dict[str, Run]) -> float | None:
-        return max((run.held() for run in runs.values() if learned(run)), default=None)
+        return max((run.lowest() for run in runs.values() if learned(run)), default=None)
 
     return over_seeds(groups, best, lambda x: x >= 0.995, _say_held, Rule.ALWAYS, within=(0, 1))
 
@@ -113,12 +114,12 @@ def _say_collapse(name: str, runs: Sequence[Run]) -> str:
 
 
 def _say_held(name: str, runs: Sequence[Run]) -> str:
-    lowest = percent(run.held() for run in runs)
+    lowest = percent(run.lowest() for run in runs)
     if (depth := comparable_depth(runs[0].config.loops)) < DEEPEST:
-        to_depth = percent(run.held(TRAINED, depth) for run in runs)
+        to_depth = percent(run.lowest(TRAINED, depth) for run in runs)
         lowest += f", {to_depth} up to {depth} (10.6 times the mean loop count, as 100 in the paper)"
     if all(run.lenient for run in runs):
-        lowest += f" (as the public code grades, {percent(run.held_leniently() for run in runs)})"
+        lowest += f" (as the public code grades, {percent(run.lowest_lenient() for run in runs)})"
     return f"{named(name, runs)}: {at(runs, TRAINED)} at 4 loops, {at(runs, 8)} at 8, {at(runs, 16)} at 16, lowest {lowest}"
 
 

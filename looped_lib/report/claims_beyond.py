@@ -11,7 +11,7 @@ from math import log10
 
 from looped_lib.config import ExperimentConfig
 from looped_lib.report.claims import Claim, Finding, over_seeds, shared
-from looped_lib.report.evidence import Evidence, Run
+from looped_lib.report.evidence import Evidence
 from looped_lib.report.experiments import (
     CUTS,
     RANDOM,
@@ -25,6 +25,7 @@ from looped_lib.report.experiments import (
 from looped_lib.report.flops import overhead, training_flops
 from looped_lib.report.measures import DEEPEST, TRAINED, deep, learned, named, percent, where_learned
 from looped_lib.report.verdicts import SEEDS, Rule
+from looped_lib.runs.folders import Run
 from looped_lib.studies.beyond import input_study
 from looped_lib.studies.paper import penalty_study
 from looped_lib.studies.sizes import Configs
@@ -109,7 +110,7 @@ def _difference(evidence: Evidence, size: str, pair: Callable[[str], Configs], b
 
     def text(name: str, runs: Sequence[Run]) -> str:
         flops = f", {relative:.2f} of the FLOPs" if name == second and abs(relative - 1) >= 0.005 else ""
-        return f"{named(name, runs)}: mean {percent(r.mean() for r in runs)}, lowest {percent(r.held() for r in runs)}{flops}"
+        return f"{named(name, runs)}: mean {percent(r.mean() for r in runs)}, lowest {percent(r.lowest() for r in runs)}{flops}"
 
     number = where_learned(lambda runs: runs[second].mean(TRAINED, DEEPEST) - runs[first].mean(TRAINED, DEEPEST))
     finding = over_seeds(groups, number, lambda x: x > bar, text, Rule.DIFFERENCE, within=(-1, 1))
@@ -122,7 +123,7 @@ def _recipe(evidence: Evidence, size: str, recipe: str, digits: int = 0) -> Find
     config = recipes(size, digits)[recipe]
 
     def lowest(run: Run) -> float:
-        return run.held(TRAINED, min(DEPTHS, max(run.accuracy)))
+        return run.lowest(TRAINED, min(DEPTHS, max(run.accuracy)))
 
     def text(name: str, found: Sequence[Run]) -> str:
         by_seed = ", ".join(f"{100 * lowest(run):.1f}" for run in found)
@@ -140,7 +141,7 @@ def _cheapest(evidence: Evidence, size: str) -> Finding | None:
     judged = {name: list(found.values()) for name, found in runs.items() if len(found) >= SEEDS}
     if not judged:
         return None
-    holding = {n: cost(configs[n], size) for n, found in judged.items() if min(r.held(TRAINED, DEPTHS) for r in found) >= HOLDS}
+    holding = {n: cost(configs[n], size) for n, found in judged.items() if min(r.lowest(TRAINED, DEPTHS) for r in found) >= HOLDS}
     text = "; ".join(
         f"{name} for {relative:.2f} of the FLOPs of random loops"
         for name, relative in sorted(holding.items(), key=lambda item: item[1])

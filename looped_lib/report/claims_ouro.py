@@ -12,8 +12,9 @@ from looped_lib.ouro.evaluate.paper import STARS, STATED, TASKS
 from looped_lib.report.claims import Claim, Finding, over_seeds
 from looped_lib.report.evidence import Evidence, Tuned
 from looped_lib.report.verdicts import Rule
+from looped_lib.samplers import TRAINED_DEPTH
 
-T, TWICE = 4, 8
+T, TWICE = TRAINED_DEPTH, 2 * TRAINED_DEPTH
 _Averages = dict[str, dict[int, float]]
 _Number = Callable[[_Averages], float]
 _Bar = Callable[[float], bool]

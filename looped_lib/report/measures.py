@@ -5,10 +5,12 @@ Addition is trained at T = 4, or at random T with a mean near it, and measured t
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from looped_lib.report.evidence import Evidence, Run
+from looped_lib.report.evidence import Evidence
+from looped_lib.runs.folders import Run
+from looped_lib.samplers import TRAINED_DEPTH
 from looped_lib.studies.sizes import Configs
 
-TRAINED, DEEPEST = 4, 100
+TRAINED, DEEPEST = TRAINED_DEPTH, 100
 LEARNED = 0.5  # accuracy at the trained depth, below which a run says nothing about depth
 
 Number = Callable[[dict[str, Run]], float | None]
@@ -42,7 +44,7 @@ def named(name: str, runs: Sequence[Run]) -> str:
 
 def kept(run: Run, last: int = DEEPEST) -> float:
     """The lowest accuracy from 4 to `last` loops, as a share of that at 4."""
-    return run.held(TRAINED, last) / run.accuracy[TRAINED]
+    return run.lowest(TRAINED, last) / run.accuracy[TRAINED]
 
 
 def percent(values: Iterable[float]) -> str:

@@ -20,6 +20,7 @@ from looped_lib.report.evidence import Evidence
 from looped_lib.report.export import save_figures
 from looped_lib.report.page import markdown
 from looped_lib.report.pictures import pictures
+from looped_lib.samplers import TRAINED_DEPTH
 from looped_lib.studies.paper import tour
 
 SIZE = "cpu"
@@ -42,7 +43,7 @@ def shown(recorded: Path) -> dict[str, go.Figure]:
     exits = {TOUR[n]: tuple(r["exit"][k] for k in ("tolerance", "mean_loops", "accuracy")) for n, r in walked.items()}
     five = evidence.curves({TOUR[name]: config for name, config in tour(SIZE).items()}, 200)
     drawn |= {
-        "tour": curves.accuracy_by_depth(result["depths"], named, trained=4).update_layout(legend=_BELOW),
+        "tour": curves.accuracy_by_depth(result["depths"], named, trained=TRAINED_DEPTH).update_layout(legend=_BELOW),
         "exits": curves.exit_tradeoff(exits).update_layout(legend=_BELOW),
         "seeds": accuracy_bands(five, "The three models of the tour, over seeds"),
     }

@@ -2,9 +2,9 @@
 
     looped-lib unpack results.tar.gz
 
-An archive holds what is small of finished runs (config, metrics, result) and the timings beside them, by their paths below runs/;
-no weights. Unpacking writes nothing else and nowhere else: an archive with a link, a path that leaves runs/recorded/, a name
-that is not one of these or a file that is too large is refused as a whole.
+An archive holds the records of finished runs (see `record`) and the timings beside them, by their paths below runs/; no weights.
+Unpacking writes nothing else and nowhere else: an archive with a link, a path that leaves runs/recorded/, a name that is not one
+of these or a file that is too large is refused as a whole.
 """
 
 import argparse
@@ -13,11 +13,11 @@ import tarfile
 from pathlib import Path, PurePosixPath
 
 from looped_lib.core.files import replacing
-from looped_lib.core.project import RECORDED, find_root
-from looped_lib.runs.record import KEPT, LARGEST
+from looped_lib.core.project import CONFIG, DIGITS, METRICS, RECORDED, RESULT, find_root
+from looped_lib.runs.record import LARGEST, record_of
 
 TIMINGS = "timings.json"  # of a machine, beside the runs that it made
-NAMES = (*KEPT, TIMINGS)
+NAMES = (RESULT, METRICS, TIMINGS, CONFIG, DIGITS)  # the last two in archives of before
 
 
 class ArchiveError(ValueError):
@@ -33,16 +33,16 @@ def pack(folder: str | Path, archive: str | Path, root: Path | None = None) -> l
     folder, runs = Path(folder).resolve(), root.resolve() / "runs"
     if runs not in folder.parents:
         raise ValueError(f"{folder} must be a folder below {runs}")
-    sources = [p for p in sorted(folder.rglob("*")) if p.name == TIMINGS]
-    for run in sorted(p.parent for p in folder.rglob("result.json")):
-        sources += [p for p in sorted(run.iterdir()) if p.name in KEPT]
+    texts = {path: path.read_text(encoding="utf-8") for path in sorted(folder.rglob(TIMINGS))}
+    for run in sorted(p.parent for p in folder.rglob(RESULT)):
+        texts |= {run / name: text for name, text in record_of(run, root.resolve()).items()}
+    names = [path.relative_to(runs).as_posix() for path in texts]
     with replacing(archive) as partial, tarfile.open(partial, "w:gz") as file:
-        for source in sources:
-            blob = source.read_text(encoding="utf-8").replace(f"{root.resolve()}/", "").encode()
-            entry = tarfile.TarInfo(source.relative_to(runs).as_posix())
-            entry.size = len(blob)
+        for name, text in zip(names, texts.values(), strict=True):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(blob := text.encode())
             file.addfile(entry, io.BytesIO(blob))
-    return [source.relative_to(runs).as_posix() for source in sources]
+    return names
 
 
 def unpack(archive: str | Path, root: Path | None = None) -> list[Path]:

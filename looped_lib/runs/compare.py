@@ -13,9 +13,8 @@ a few depths, and in the mean over the depths from the trained one on that all r
 """
 
 import math
-import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from pandas.io.formats.style import Styler
 
-from looped_lib.config import ConfigError, ExperimentConfig, to_dict
+from looped_lib.config import ExperimentConfig, to_dict
 from looped_lib.core.project import runs_folder
 from looped_lib.plots.bands import accuracy_bands, loss_bands
-from looped_lib.runs.folders import flat, load_metrics, load_runs, read_config
+from looped_lib.runs.folders import Run, find_runs, flat
 from looped_lib.runs.statistics import difference, holm
-
-_SEED = re.compile(r"[-_,]?seed=?\d+$")  # how the presets and a sweep end a run's name
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,7 +60,7 @@ class Comparison:
         numbers = {"p": "{:.2g}", "p_holm": "{:.2g}"}
         return self.test.style.hide().format(numbers, precision=3, na_rep="–", escape="html")
 
-    def record(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Ready for JSON: the common depths, and by group the mean accuracy at each, the seeds, the seconds of a run."""
         means = self.curves.groupby(["depth", "group"], sort=False).accuracy.mean().unstack().sort_index().dropna()
         columns = self.parameters[["seeds", "seconds"]].to_dict()
@@ -81,14 +78,6 @@ class Comparison:
             self.training.show()
         if len(self.test):
             display(self.tests)
-
-
-@dataclass(frozen=True)
-class _Run:
-    folder: Path
-    config: ExperimentConfig
-    curve: pd.DataFrame
-    seconds: float
 
 
 def compare(
@@ -121,9 +110,9 @@ def compare(
     return Comparison(_parameters(groups), curves, _losses(groups), _tests(curves, against or next(iter(groups)), averages))
 
 
-def _grouped(given: Sequence[str | Path]) -> list[list[_Run]]:
+def _grouped(given: Sequence[str | Path]) -> list[list[Run]]:
     """Runs by what they have in common, the seed aside; groups and runs in the order found."""
-    groups: dict[ExperimentConfig, dict[int, _Run]] = {}
+    groups: dict[ExperimentConfig, dict[int, Run]] = {}
     for run in (run for folder in given for run in _found(folder)):
         members = groups.setdefault(replace(run.config, seed=0), {})
         twin = members.setdefault(run.config.seed, run)
@@ -134,37 +123,25 @@ def _grouped(given: Sequence[str | Path]) -> list[list[_Run]]:
     return [list(members.values()) for members in groups.values()]
 
 
-def _found(folder: str | Path) -> Iterator[_Run]:
+def _found(folder: str | Path) -> list[Run]:
     root = next((path for path in (Path(folder), runs_folder().parent / folder) if path.is_dir()), None)
     if root is None:
         raise FileNotFoundError(f"there is no folder {folder}, neither here nor in the project")
-    found = False
-    for path in sorted(root.resolve().rglob("result.json")):
-        if not (path.parent / "config.json").exists() or (curve := load_runs(path.parent)).empty:
-            continue  # of a whole notebook; or damaged, and load_runs has said so
-        try:
-            config = read_config(path.parent)
-        except ConfigError as e:
-            warnings.warn(f"left out {path.parent}: {e}", stacklevel=4)
-            continue
-        found = True
-        yield _Run(path.parent, config, curve[["depth", "accuracy"]], float(curve["seconds"].iloc[0]))
-    if not found:
-        raise FileNotFoundError(
-            f"no finished run in {folder}: a run has config.json and, once it is measured (runs.experiment), result.json"
-        )
+    if not (runs := list(find_runs(root))):
+        raise FileNotFoundError(f"no finished run in {folder}: a run has result.json once it is measured (runs.experiment)")
+    return runs
 
 
-def _named(groups: list[list[_Run]]) -> dict[str, list[_Run]]:
+def _named(groups: list[list[Run]]) -> dict[str, list[Run]]:
     """Groups by their runs' common name without the seed, or by their parameters where names do not tell them apart."""
-    names = [{_SEED.sub("", run.folder.name) for run in group} for group in groups]
-    if all(len(name) == 1 and name != {""} for name in names) and len(set.union(*names)) == len(groups):
+    names = [{run.folder.name.removesuffix(f"-seed{run.config.seed}") for run in group} for group in groups]
+    if all(len(name) == 1 for name in names) and len(set.union(*names)) == len(groups):
         return dict(zip((name.pop() for name in names), groups, strict=True))
     tables = _differing(groups)
     return {", ".join(f"{k}={v}" for k, v in table.items()) or "all": group for table, group in zip(tables, groups, strict=True)}
 
 
-def _differing(groups: list[list[_Run]]) -> list[dict[str, object]]:
+def _differing(groups: list[list[Run]]) -> list[dict[str, object]]:
     """Of each group the parameters in which the groups differ."""
     tables = [flat(to_dict(replace(group[0].config, seed=0))) for group in groups]
     names = dict.fromkeys(name for table in tables for name in table)
@@ -172,26 +149,26 @@ def _differing(groups: list[list[_Run]]) -> list[dict[str, object]]:
     return [{name: table[name] for name in differing if name in table} for table in tables]
 
 
-def _parameters(groups: dict[str, list[_Run]]) -> pd.DataFrame:
+def _parameters(groups: dict[str, list[Run]]) -> pd.DataFrame:
     table = pd.DataFrame(_differing(list(groups.values())), index=pd.Index(groups, name="group"), dtype=object).fillna("")
     seconds = [sum(run.seconds for run in group) / len(group) for group in groups.values()]
     return table.assign(seeds=[len(group) for group in groups.values()], seconds=seconds)
 
 
-def _curves(name: str, runs: list[_Run]) -> pd.DataFrame:
-    tables = [run.curve.assign(group=name, seed=run.config.seed) for run in runs]
+def _curves(name: str, runs: list[Run]) -> pd.DataFrame:
+    tables = [run.table().assign(group=name, seed=run.config.seed) for run in runs]
     table = pd.concat(tables)[["group", "seed", "depth", "accuracy"]]
     return table[table.depth.isin(_common(runs))]
 
 
-def _losses(groups: dict[str, list[_Run]]) -> pd.DataFrame:
-    tables = [load_metrics(run.folder).assign(group=name, seed=run.config.seed) for name, runs in groups.items() for run in runs]
+def _losses(groups: dict[str, list[Run]]) -> pd.DataFrame:
+    tables = [run.metrics().assign(group=name, seed=run.config.seed) for name, runs in groups.items() for run in runs]
     return pd.concat(tables, ignore_index=True)
 
 
-def _common(runs: Sequence[_Run]) -> list[int]:
+def _common(runs: Sequence[Run]) -> list[int]:
     """The loop counts, 1 or more, at which all runs were measured."""
-    return sorted(set.intersection(*({int(d) for d in run.curve.depth if d > 0} for run in runs)))
+    return sorted(set.intersection(*({d for d in run.accuracy if d > 0} for run in runs)))
 
 
 def _tests(curves: pd.DataFrame, against: str, averages: dict[str, list[int]]) -> pd.DataFrame:

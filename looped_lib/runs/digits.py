@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from looped_lib.config import DataConfig
+from looped_lib.core import project
 from looped_lib.core.files import read_json, write_json
 from looped_lib.dynamics.depth import DepthCurve, depth_curve
 from looped_lib.runs.folders import read_config
 from looped_lib.tasks.addition import Problems, generate_problems, load_jsonl
 from looped_lib.training.trainer import load_model
 
-NAME = "digits.json"
 DIGITS = (2, 3, 4, 5, 6)
 MAX_DEPTH = 100
 
@@ -48,7 +48,7 @@ def curves_by_digits(run_dir: str | Path, digits: Iterable[int], max_depth: int,
 
 def record_digits(run_dir: str | Path) -> dict[str, Any]:
     """What `digits.json` of the run holds: DIGITS, as far as the model's positions go; measured first if it is not there."""
-    path, longest = Path(run_dir) / NAME, (read_config(run_dir).model.max_len - 4) // 3
+    path, longest = Path(run_dir) / project.DIGITS, (read_config(run_dir).model.max_len - 4) // 3
     if path.exists():
         return read_json(path)
     curves = curves_by_digits(run_dir, [d for d in DIGITS if d <= longest], MAX_DEPTH)

@@ -1,14 +1,15 @@
 """One experiment from config to result: train, measure at every depth, write `result.json`. Finished runs are loaded.
 
-result.json = {"depths", "accuracy", "state_norm", "residual", "lenient": one value per depth, "lowest", "n_test", "seconds",
-"config", "provenance"}
+result.json = {"kind": "experiment", "depths", "accuracy", "state_norm", "residual", "lenient": one value per depth, "lowest",
+"n_test", "seconds", "config", "provenance"}
 
 "seconds" are {"train": over all attempts, as metrics.jsonl tells, "evaluate"}; a notebook records the same by run. "threads" in
 "provenance" is part of what the weights follow from on a CPU: with more or fewer, sums are taken in another order.
 
 Every depth is measured. All up to 200 are recorded, from there geometric ones (`recorded_depths`). "lowest" is the lowest
-accuracy over all depths from 4 on, recorded or not, and the first depth that has it. "lenient" is the accuracy as the public
-code of STARS grades: on the first 100 held-out problems, by the number alone, EOS not asked for.
+accuracy over all depths from 4 on (shallower ones are not expected to solve anything), recorded or not, and the first depth
+that has it. "lenient" is the accuracy as the public code of STARS grades: on the first 100 held-out problems, by the number
+alone, EOS not asked for.
 """
 
 import math
@@ -17,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from looped_lib.config import ExperimentConfig, from_dict, to_dict
-from looped_lib.core.files import read_json, write_json
+from looped_lib.core.files import read_json
+from looped_lib.core.project import METRICS, RESULT
 from looped_lib.dynamics.depth import DepthCurve, depth_curve
 from looped_lib.runs.folders import provenance
+from looped_lib.runs.results import Result, write_result
+from looped_lib.samplers import TRAINED_DEPTH
 from looped_lib.training import folder
 from looped_lib.training.metrics import read_metrics
 from looped_lib.training.trainer import load_problems, train
 
-FIRST_DEPTH = 4  # the depth of fixed-depth training: shallower ones are not expected to solve anything
 LENIENT_PROBLEMS = 100
 _EVERY_DEPTH_TO = 200
 DEEPEST = 1_000_000  # loop count
@@ -62,13 +65,13 @@ def run_experiment(config: ExperimentConfig, run_dir: str | Path, max_depth: int
     checkpoints are gone, FileNotFoundError: it is not trained again over its record.
     """
     check_depth(max_depth)
-    path = Path(run_dir) / folder.RESULT
+    path = Path(run_dir) / RESULT
     if path.exists():
         result = read_json(path, f"delete {path} to measure again")
         if from_dict(ExperimentConfig, result["config"], str(path)) == config and result["depths"][-1] >= max_depth:
             return result
     model = train(config, run_dir, progress)
-    trained = read_metrics(path.with_name(folder.METRICS))[-1]["seconds"]  # over all attempts
+    trained = read_metrics(path.with_name(METRICS))[-1]["seconds"]  # over all attempts
     start = time.perf_counter()
     device = next(model.parameters()).device
     problems = load_problems(config.data)[1].to(device)
@@ -89,16 +92,32 @@ def run_experiment(config: ExperimentConfig, run_dir: str | Path, max_depth: int
         "config": to_dict(config),
         "provenance": provenance(),
     }
-    write_json(path, result)
-    return result
+    return write_result(run_dir, "experiment", result)
+
+
+def write_experiments(out: str | Path, results: dict[str, Result], max_depth: int) -> Result:
+    """Write what a notebook's runs found into `out`/result.json, at the depths up to `max_depth` that all recorded.
+
+    {"kind": "experiments", "depths", "accuracy", "lowest", "seconds": each by run}
+    """
+    each = {field: {name: r.get(field) for name, r in results.items()} for field in ("lowest", "seconds")}
+    return write_result(out, "experiments", by_depth(results, max_depth) | each)
+
+
+def by_depth(results: dict[str, Result], max_depth: int) -> Result:
+    """{"depths", "accuracy": {run: one value per depth}} of finished runs, at the depths up to `max_depth` that all recorded."""
+    common = set.intersection(*(set(r["depths"]) for r in results.values()))
+    depths = sorted(d for d in common if d <= max_depth)
+    at = {name: dict(zip(r["depths"], r["accuracy"], strict=True)) for name, r in results.items()}
+    return {"depths": depths, "accuracy": {name: [values[d] for d in depths] for name, values in at.items()}}
 
 
 def _lowest(curve: DepthCurve) -> dict[str, Any]:
-    deep = curve.accuracy[FIRST_DEPTH:]
+    deep = curve.accuracy[TRAINED_DEPTH:]
     if not len(deep):
         return {}
-    depth = FIRST_DEPTH + int(deep.argmin())
-    return {"lowest": {"from": FIRST_DEPTH, "accuracy": float(curve.accuracy[depth]), "depth": depth}}
+    depth = TRAINED_DEPTH + int(deep.argmin())
+    return {"lowest": {"from": TRAINED_DEPTH, "accuracy": float(curve.accuracy[depth]), "depth": depth}}
 
 
 def _numbers(values: Any) -> list[float | None]:

@@ -167,14 +167,6 @@ def export_html(notebook: str | Path, html: str | Path, code: bool = True, pictu
         partial.write_text(REMOTE_SCRIPT.sub("", body), encoding="utf-8")
 
 
-def by_depth(results: dict[str, dict[str, Any]], max_depth: int) -> dict[str, Any]:
-    """{"depths", "accuracy": {run: one value per depth}} of finished runs, at the depths up to `max_depth` that all recorded."""
-    common = set.intersection(*(set(r["depths"]) for r in results.values()))
-    depths = sorted(d for d in common if d <= max_depth)
-    at = {name: dict(zip(r["depths"], r["accuracy"], strict=True)) for name, r in results.items()}
-    return {"depths": depths, "accuracy": {name: [values[d] for d in depths] for name, values in at.items()}}
-
-
 def accuracy_table(result: dict[str, Any]) -> pd.DataFrame:
     """Accuracy in percent, one row per depth of TABLE_DEPTHS, one column per run."""
     table = pd.DataFrame(result["accuracy"], index=pd.Index(result["depths"], name="loops")).mul(100).round(1)

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from looped_lib.core.files import held, read_json
 from looped_lib.core.project import DONE, STARTED
-from looped_lib.runs.experiment import FIRST_DEPTH
+from looped_lib.samplers import TRAINED_DEPTH
 from looped_lib.studies.run import failure
 from looped_lib.studies.study import Parameters, Study
 from looped_lib.training.metrics import last_metrics
@@ -158,7 +158,7 @@ def _of(path: Path, field: str) -> Any:
 def _held(folder: Path) -> float | None:
     try:
         result = read_json(folder / "result.json")
-        deep = [i for i, depth in enumerate(result["depths"]) if depth >= FIRST_DEPTH]
+        deep = [i for i, depth in enumerate(result["depths"]) if depth >= TRAINED_DEPTH]
         return max(sum(accuracy[i] for i in deep) / len(deep) for accuracy in result["accuracy"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):  # a notebook may record what it likes
         return None

@@ -9,10 +9,9 @@ from pathlib import Path
 from looped_lib.config import ExperimentConfig, differences, from_dict, to_dict
 from looped_lib.core.checks import ConfigError
 from looped_lib.core.files import read_json, write_json
+from looped_lib.core.project import CHECKPOINTS, CONFIG, RESULT
 from looped_lib.training import checkpoints
 from looped_lib.training.checkpoints import STATE, Checkpoint, CheckpointError, remedy
-
-CHECKPOINTS, CONFIG, METRICS, RESULT = "checkpoints", "config.json", "metrics.jsonl", "result.json"
 
 
 def check(run_dir: Path, config: ExperimentConfig) -> None:
@@ -59,6 +58,6 @@ def newest(run_dir: Path) -> tuple[Checkpoint, ExperimentConfig] | None:
 def without_weights(run_dir: Path) -> str:
     """What to tell of a finished run that has no checkpoint."""
     return (
-        f"{run_dir} is finished, but its checkpoint is not there (records keep none): run its {CONFIG} anew in another folder "
-        "to have its model again"
+        f"{run_dir} is finished, but its checkpoint is not there (records keep none): to have its model again, train "
+        f"with the config in its {RESULT} in another folder"
     )

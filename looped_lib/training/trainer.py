@@ -31,6 +31,7 @@ from looped_lib.core import checks
 from looped_lib.core.errors import work
 from looped_lib.core.files import holding, read_json
 from looped_lib.core.interrupts import deferred
+from looped_lib.core.project import CHECKPOINTS, METRICS, RESULT
 from looped_lib.models.looped import LoopedTransformer
 from looped_lib.tasks.addition import CHARACTERS, IGNORE, Problems, generate_problems, load_jsonl
 from looped_lib.training import checkpoints, folder
@@ -131,14 +132,14 @@ class Trainer:
             self.resume()
             self.steps_left()
             if self.processes.first:
-                checkpoints.keep_newest(self.run_dir / folder.CHECKPOINTS, 1)
+                checkpoints.keep_newest(self.run_dir / CHECKPOINTS, 1)
             return self.model.eval()
 
     def steps_left(self) -> None:
         """All steps to the last, or to the one in which an interrupt came; then a checkpoint."""
         self.model.train()
         c, agreement, agreed = self.config.training, Agreement(self.world), 0
-        log = MetricsLog(self.run_dir / folder.METRICS, self.step, c.log_every, write=self.processes.first)
+        log = MetricsLog(self.run_dir / METRICS, self.step, c.log_every, write=self.processes.first)
         hidden = not (self.progress and self.processes.first)
         with deferred() as interrupt:
             with tqdm(total=c.steps, initial=self.step, disable=hidden, unit="step") as bar:
@@ -216,7 +217,7 @@ class Trainer:
         if bad is not None:
             where = "no checkpoint was written before it"
             if self.saved >= 0:
-                where = f"the last good checkpoint is {self.run_dir / folder.CHECKPOINTS / checkpoints.folder_name(self.saved)}"
+                where = f"the last good checkpoint is {self.run_dir / CHECKPOINTS / checkpoints.folder_name(self.saved)}"
             raise FloatingPointError(f"the loss is {bad['loss']} at step {bad['step']}, depth {bad['n_loops']:g}; {where}")
         return log.summary
 
@@ -228,7 +229,7 @@ class Trainer:
             training |= {f"adamw.{names[id(p)]}.{k}": v for k, v in state.items()}
         if self.processes.first and self.saved != self.step:
             state = {"config": to_dict(self.config), "world_size": self.world, "threads": torch.get_num_threads()}
-            checkpoints.save(self.run_dir / folder.CHECKPOINTS, self.step, self.model.state_dict(), training, state)
+            checkpoints.save(self.run_dir / CHECKPOINTS, self.step, self.model.state_dict(), training, state)
         self.saved = self.step
         self.processes.wait()
 
@@ -271,7 +272,7 @@ def load_model(run_dir: str | Path) -> LoopedTransformer:
     """The model of a run's newest checkpoint, in evaluation mode on the CPU. FileNotFoundError if it has none."""
     run_dir = Path(run_dir)
     newest = folder.newest(run_dir)
-    if newest is None and (run_dir / folder.RESULT).exists():
+    if newest is None and (run_dir / RESULT).exists():
         raise FileNotFoundError(folder.without_weights(run_dir))
     if newest is None:
         raise FileNotFoundError(f"{run_dir} has no checkpoint: train it first, or give the folder of a run (runs/<study>/<run>)")
@@ -289,12 +290,16 @@ def _mix(*words: int) -> int:
 def main(arguments: list[str]) -> None:
     """Train the experiment in a JSON file, under torchrun or alone."""
     parser = argparse.ArgumentParser(prog="looped-lib train", description="Train one experiment")
-    parser.add_argument("config", type=Path, help="ExperimentConfig as JSON (a run's config.json will do)")
+    parser.add_argument(
+        "config", type=Path, help="ExperimentConfig as JSON (a run's config.json or a record's result.json will do)"
+    )
     parser.add_argument("run_dir", type=Path, help="folder of the run")
     args = parser.parse_args(arguments)
 
     def job() -> Trainer:
-        config = from_dict(ExperimentConfig, read_json(args.config), str(args.config))
+        values = read_json(args.config)
+        values = values["config"] if isinstance(values, dict) and "config" in values else values  # a result.json
+        config = from_dict(ExperimentConfig, values, str(args.config))
         trainer = Trainer(config, args.run_dir, progress=True)
         with work():
             trainer.run()

@@ -12,8 +12,9 @@ from looped_lib.runs.archive import ArchiveError, main, pack, unpack
 def make_runs(root):
     run = root / "runs" / "paper" / "stars" / "random-seed0"
     (run / "checkpoints").mkdir(parents=True)
-    write_json(run / "config.json", {"data": f"{root.resolve()}/data/train.jsonl"})
-    write_json(run / "result.json", {"accuracy": [1.0]})
+    config = {"data": f"{root.resolve()}/data/train.jsonl"}
+    write_json(run / "config.json", config)
+    write_json(run / "result.json", {"accuracy": [1.0], "config": config})
     (run / "metrics.jsonl").write_text('{"step": 1}\n')
     (run / "checkpoints" / "model.safetensors").write_bytes(b"weights")
     write_json(root / "runs" / "paper" / "timings.json", {"step": 1})
@@ -24,12 +25,12 @@ def test_what_is_packed_is_unpacked_into_the_records(tmp_path):
     make_runs(tmp_path / "there")
     names = pack(tmp_path / "there" / "runs" / "paper", tmp_path / "a.tar.gz", tmp_path / "there")
     run = "paper/stars/random-seed0"
-    assert names == ["paper/timings.json", *(f"{run}/{name}" for name in ("config.json", "metrics.jsonl", "result.json"))]
+    assert names == ["paper/timings.json", *(f"{run}/{name}" for name in ("result.json", "metrics.jsonl"))]
     written = unpack(tmp_path / "a.tar.gz", tmp_path / "here")
     recorded = tmp_path / "here" / "runs" / "recorded"
     assert written == [recorded / name for name in names]
     assert sorted(p for p in (tmp_path / "here").rglob("*") if p.is_file()) == sorted(written)
-    assert "there" not in (recorded / run / "config.json").read_text()  # a record speaks of no machine
+    assert "there" not in (recorded / run / "result.json").read_text()  # a record speaks of no machine
     assert (recorded / run / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 
@@ -41,7 +42,7 @@ def test_what_is_packed_is_unpacked_into_the_records(tmp_path):
         ("/etc/result.json", tarfile.REGTYPE, "must be a path below runs/"),
         ("result.json", tarfile.REGTYPE, "must be a path below runs/"),
         ("recorded/x/result.json", tarfile.REGTYPE, "must be a path below runs/"),
-        ("paper/x/model.safetensors", tarfile.REGTYPE, "is not one of config.json"),
+        ("paper/x/model.safetensors", tarfile.REGTYPE, "is not one of result.json"),
         ("paper/x/result.json", tarfile.SYMTYPE, "must be a file, and is a link"),
         ("paper/x/result.json", tarfile.LNKTYPE, "must be a file, and is a link"),
         ("paper/result.json", tarfile.DIRTYPE, "must be a file, and is a link, a folder"),

@@ -111,7 +111,8 @@ def test_what_is_not_a_finished_run_is_left_out(study):
     write_json(study / "result.json", {})  # of a whole notebook
     write_json(study / "unfinished" / "config.json", to_dict(base("smoke", 9)))
     (study / "plain-seed2" / "result.json").write_text("{")
-    write_json(study / "carried-seed2" / "config.json", {**to_dict(configs(2)["carried"]), "colour": "red"})
+    odd = study / "carried-seed2" / "result.json"
+    write_json(odd, read_json(odd) | {"config": {**to_dict(configs(2)["carried"]), "colour": "red"}})
     with pytest.warns(UserWarning) as warned:
         assert compare(study).parameters.seeds.tolist() == [2, 2]
     texts = [str(w.message) for w in warned]
@@ -120,7 +121,7 @@ def test_what_is_not_a_finished_run_is_left_out(study):
 
 def test_mistakes_are_explained(study, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no finished run in .*empty: a run has config.json"):
+    with pytest.raises(FileNotFoundError, match="no finished run in .*empty: a run has result.json"):
         compare([study, tmp_path / "empty"])
     with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
         compare(tmp_path / "nowhere")
@@ -164,10 +165,10 @@ def test_a_cell_shows_everything(study, monkeypatch):
 
 def test_recorded_runs_compare_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    study = "runs/recorded/norms/cpu/norm_placement={},norm_type=LayerNorm,seed=0"
+    study = "runs/recorded/norms/cpu/{}-LayerNorm-seed0"
     found = compare([study.format(name) for name in ("pre_norm", "post_norm")])
     assert list(found.parameters.columns) == ["model.norm_placement", "seeds", "seconds"] and len(found.losses) > 0
-    result = read_json(find_root() / study.format("pre_norm") / "pre_norm-LayerNorm-seed0" / "result.json")
+    result = read_json(find_root() / study.format("pre_norm") / "result.json")
     curve = found.curves[found.curves.group == "pre_norm-LayerNorm"]
     assert curve.depth.tolist() == result["depths"][1:] and curve.accuracy.tolist() == result["accuracy"][1:]
 

@@ -14,8 +14,8 @@ from looped_lib.core.files import read_json, write_json
 from looped_lib.core.project import find_root
 from looped_lib.dynamics.depth import DepthCurve
 from looped_lib.runs import experiment
-from looped_lib.runs.experiment import recorded_depths, run_experiment
-from looped_lib.studies.batch import by_depth
+from looped_lib.runs.experiment import by_depth, recorded_depths, run_experiment
+from looped_lib.runs.folders import find_runs
 from looped_lib.studies.paper import base
 from looped_lib.training.metrics import read_metrics
 from looped_lib.training.trainer import train
@@ -112,12 +112,9 @@ def test_seconds_of_training_are_those_of_all_attempts(tmp_path, monkeypatch):
 
 
 def test_recorded_seconds_are_those_of_all_attempts():
-    records = [
-        p.parent for p in (find_root() / "runs" / "recorded").rglob("metrics.jsonl") if (p.parent / "config.json").exists()
-    ]
-    for folder in records:
-        seconds = read_json(folder / "result.json")["seconds"]["train"]
-        assert seconds > 0.9 * read_metrics(folder / "metrics.jsonl")[-1]["seconds"], folder
+    records = [run for run in find_runs(find_root() / "runs" / "recorded") if len(run.metrics())]
+    for run in records:
+        assert run.result["seconds"]["train"] > 0.9 * run.metrics()["seconds"].iloc[-1], run.folder
     assert len(records) > 250
 
 

@@ -1,15 +1,19 @@
 """Run folders: atomic JSON, one tidy table over all runs, damaged folders named and left out."""
 
+import hashlib
 import json
+import re
 import shutil
 
 import nbformat
 import pytest
 
 from looped_lib.core import files, project
+from looped_lib.core.files import read_json, write_json
 from looped_lib.core.project import find_root
 from looped_lib.runs import folders
 from looped_lib.runs.experiment import run_experiment
+from looped_lib.runs.results import KINDS, find_results, kind_of, write_result
 from looped_lib.studies.paper import base, norm_study
 from looped_lib.studies.study import load
 
@@ -68,6 +72,58 @@ def test_json_of_another_shape_is_left_out_with_a_warning(root, tmp_path, conten
     (run / "config.json").write_text("[]")
     with pytest.warns(UserWarning, match="left out .*odd"):
         assert folders.load_metrics(tmp_path).empty
+
+
+DIGESTS = {
+    "beyond": "13b860a35135",
+    "four_digits": "30bf888f3b07",
+    "norms": "4bbd20a3f4b2",
+    "random_loops": "2d11985e0e58",
+    "recipes": "e5be18541e00",
+    "seeds": "dc53383ecea6",
+    "stars": "efca7a544b80",
+    "tour": "696693f477bd",
+}  # of the tables as they were when each run had a folder of four or five files
+
+
+@pytest.mark.parametrize("study", DIGESTS)
+def test_the_numbers_of_the_records_stay(study):
+    table = folders.load_runs(find_root() / "runs" / "recorded" / study)
+    rows = table[["run", "seed", "depth", *folders.PER_DEPTH]].sort_values(["run", "seed", "depth"])
+    assert hashlib.sha256(repr(rows.to_numpy().tolist()).encode()).hexdigest()[:12] == DIGESTS[study]
+
+
+def test_a_run_has_at_most_two_files_of_plain_names_in_the_records():
+    records = find_root() / "runs" / "recorded"
+    for path in (p for p in records.rglob("*") if p.is_file() and "report" not in p.parts and p.parent != records):
+        assert path.name in ("result.json", "metrics.jsonl") and re.fullmatch(r"[\w./-]+", path.relative_to(records).as_posix())
+    for path in records.rglob("result.json"):
+        assert read_json(path)["kind"] in KINDS
+
+
+OLDER = {
+    "dynamics": {"depths": [0], "loops": [1], "gains": {}, "runs": {}},
+    "evaluation": {"table": [], "config": {}},
+    "finetunings": {"depths": [4], "accuracy": {"stars-seed0": [1.0]}, "problems": 5, "preset": "cpu", "seed": 0},
+    "experiments": {"depths": [0], "accuracy": {"a": [1.0]}},
+}
+
+
+def test_results_of_older_checkouts_are_told_by_their_fields_and_by_what_lies_beside_them(root, tmp_path):
+    for kind, values in OLDER.items():
+        write_json(tmp_path / kind / "result.json", values)
+    for name, config in (("run", "config.json"), ("ouro", "finetune.json")):
+        write_json(tmp_path / name / config, {})
+        write_json(tmp_path / name / "result.json", {})
+    found = {path.parent.name: kind_of(path, result) for path, result in find_results(tmp_path)}
+    assert found == {kind: kind for kind in OLDER} | {"experiments": "", "run": "experiment", "ouro": "finetuning"}
+    ((_, result),) = find_results(tmp_path, "finetunings")
+    assert result["modes"] == {"stars-seed0": "stars"}
+
+
+def test_a_result_is_of_a_known_kind(tmp_path):
+    with pytest.raises(ValueError, match="kind must be one of experiment, .*, got 'other'"):
+        write_result(tmp_path, "other", {})
 
 
 def test_no_runs_is_an_empty_table(tmp_path):

@@ -1,11 +1,14 @@
-"""What is recorded of a study: small files of finished runs, by the same path, with no machine's paths in them."""
+"""What is recorded of a study: two files a run under plain names, which say all that its folder says, and speak of no machine."""
 
 import pytest
 
 from looped_lib.config import to_dict
 from looped_lib.core.files import read_json, write_json
 from looped_lib.report.evidence import Evidence
+from looped_lib.runs.experiment import run_experiment
+from looped_lib.runs.folders import load_metrics, load_runs, read_run
 from looped_lib.runs.record import LARGEST, record
+from looped_lib.runs.results import write_result
 from looped_lib.studies.sizes import base
 
 
@@ -27,16 +30,53 @@ def study(tmp_path):
     return root / "runs" / "norms" / "cpu"
 
 
-def test_small_files_of_finished_runs_by_the_same_path(study):
+def test_two_files_of_each_finished_run_under_plain_names(study):
     root = study.parents[2]
+    records = root / "runs" / "recorded"
     written = record(study, root)
-    names = {path.relative_to(root / "runs" / "recorded" / "norms" / "cpu").as_posix() for path in written}
-    assert names == {"seed=0/sweep.json", *(f"seed=0/v-seed0/{n}" for n in ("config.json", "metrics.jsonl", "result.json"))}
-    assert set(written) == {p for p in (root / "runs" / "recorded").rglob("*") if p.is_file()}
-    recorded = read_json(root / "runs" / "recorded" / "norms" / "cpu" / "seed=0" / "v-seed0" / "config.json")
-    assert recorded["data"]["train_file"] == "data/a.jsonl"
-    assert len(Evidence(root / "runs" / "recorded")) == 1
+    assert written == [records / "norms" / "cpu" / "v-seed0" / name for name in ("result.json", "metrics.jsonl")]
+    assert set(written) == {p for p in records.rglob("*") if p.is_file()}
+    result = read_json(written[0])
+    assert result["kind"] == "experiment" and result["config"]["data"]["train_file"] == "data/a.jsonl"
+    assert result["sweep"] == {"notebook": "n", "parameters": {}, "seconds": 1.0}
+    assert len(Evidence(records)) == 1
     assert record(study, root) == written  # again, and nothing else
+
+
+def test_a_record_says_all_that_the_folder_of_a_fresh_run_says(tmp_path):
+    study, records = tmp_path / "runs" / "seeds" / "cpu", tmp_path / "runs" / "recorded" / "seeds" / "cpu"
+    for seed in (0, 1):
+        for name in ("fixed", "stars"):
+            run_experiment(base("smoke", seed), study / f"seed={seed}" / name, max_depth=3, progress=False)
+        write_result(study / f"seed={seed}", "experiments", {})
+        write_json(study / f"seed={seed}" / "sweep.json", {"notebook": "n", "parameters": {"preset": "cpu"}})
+    digits = {"depths": [0, 1], "accuracy": {"2": [0.0, 0.5]}}
+    write_json(study / "seed=0" / "fixed" / "digits.json", digits)
+    record(study, tmp_path)
+    assert sorted(p.relative_to(records).as_posix() for p in records.rglob("result.json")) == [
+        f"seed{seed}/{name}/result.json" for seed in (0, 1) for name in ("fixed", "stars")
+    ]
+    for load in (load_runs, load_metrics):
+        fresh, recorded = load(study), load(records)
+        assert recorded.study.tolist() == fresh.study.str.replace("=", "").tolist()
+        assert recorded.drop(columns="study").equals(fresh.drop(columns="study")) and len(recorded) > 0
+    fresh, recorded = (read_run(folder / "fixed") for folder in (study / "seed=0", records / "seed0"))
+    assert recorded.config == fresh.config and recorded.digits == fresh.digits == {2: {0: 0.0, 1: 0.5}}
+    assert recorded.metrics().equals(fresh.metrics())
+
+
+def test_two_runs_are_not_recorded_as_one(study):
+    write_json(study / "seed=1" / "sweep.json", {"notebook": "n", "parameters": {}})
+    with pytest.raises(ValueError, match="two runs in .*cpu would be recorded as .*v-seed0: name their folders differently"):
+        record(study, study.parents[2])
+
+
+def test_the_result_of_a_notebook_is_recorded_if_it_says_more(study):
+    run = study / "seed=0"
+    write_result(run, "dynamics", {"loops": [1], "gains": {}, "runs": {}})
+    records = study.parents[2] / "runs" / "recorded" / "norms" / "cpu"
+    assert records / "seed0" / "result.json" in record(study, study.parents[2])
+    assert read_json(records / "seed0" / "result.json")["kind"] == "dynamics"
 
 
 def test_what_cannot_be_recorded(study):

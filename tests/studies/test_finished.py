@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from looped_lib.config import to_dict
+from looped_lib.config import ExperimentConfig, from_dict, to_dict
 from looped_lib.core.files import read_json, write_json
 from looped_lib.core.project import find_root
+from looped_lib.runs.folders import portable
+from looped_lib.runs.results import find_results
 from looped_lib.studies.finished import check_finished
-from looped_lib.studies.study import Study, StudyError, load
+from looped_lib.studies.study import Study, StudyError, load, shipped
 
 RECORDED = find_root() / "runs" / "recorded"
 
@@ -48,10 +50,12 @@ def test_other_configs_are_refused_by_the_field_that_differs(done):
         check_finished(study, folder, parameters)
 
 
-@pytest.mark.parametrize("study, size", sorted({path.parts[-4:-2] for path in RECORDED.glob("*/*/*/sweep.json")}))
-def test_recorded_runs_are_what_their_studies_ask_for(study, size):
-    runs = load(study).runs(size)
-    names = {path.parent.name for path in (RECORDED / study / size).glob("*/sweep.json")}
-    assert names <= set(runs)
-    for name in names:
-        check_finished(load(study), RECORDED / study / size / name, runs[name])
+@pytest.mark.parametrize("name", [name for name in shipped() if (RECORDED / name).is_dir()])
+def test_recorded_runs_are_what_their_studies_ask_for(name):
+    study, made = load(name), [(path, r) for path, r in find_results(RECORDED / name) if "sweep" in r]
+    assert len(made) >= 9
+    for path, result in made:
+        parameters = result["sweep"]["parameters"]
+        assert result["sweep"]["notebook"] == study.notebook.name and parameters in study.runs(parameters["preset"]).values()
+        config = from_dict(ExperimentConfig, result["config"])  # a field younger than the record has its default
+        assert portable(config) == portable(study.configs(parameters)[path.parent.name])

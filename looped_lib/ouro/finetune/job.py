@@ -41,6 +41,7 @@ from looped_lib.ouro.finetune.loading import load_architecture, load_model, load
 from looped_lib.ouro.finetune.rows import load_rows
 from looped_lib.ouro.finetune.trainer import LoopedTrainer
 from looped_lib.runs.folders import provenance
+from looped_lib.runs.results import write_result
 from looped_lib.tasks.tokenizer import TURN_END
 from looped_lib.training import metrics
 from looped_lib.training.processes import Agreement, Processes, run_job
@@ -261,10 +262,8 @@ def finish(trainer: LoopedTrainer) -> None:
         lines = metrics.read_metrics(run_dir / METRICS)
         steps = [0, *(line["step"] for line in lines)]
         seconds = sum(line["seconds_per_update"] * (b - a) for line, (a, b) in zip(lines, pairwise(steps), strict=True))
-        write_json(
-            run_dir / RESULT,
-            {"updates": trainer.args.max_steps, "seconds": seconds, "config": to_dict(config), "provenance": provenance()},
-        )
+        found = {"updates": trainer.args.max_steps, "seconds": seconds, "config": to_dict(config), "provenance": provenance()}
+        write_result(run_dir, "finetuning", found)
     processes.wait()
 
 

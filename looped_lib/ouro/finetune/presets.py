@@ -15,11 +15,10 @@ from looped_lib.core.project import find_root
 from looped_lib.ouro.finetune.config import ChatDataConfig, FinetuneConfig, UpdatesConfig
 from looped_lib.ouro.finetune.folder import MODEL
 from looped_lib.ouro.model.configuration import OuroConfig
-from looped_lib.samplers import FixedLoops
+from looped_lib.samplers import TRAINED_DEPTH, FixedLoops
 
 PRESETS = ("smoke", "cpu", "paper")
 MODES = ("sft", "random", "jsrr", "stars")
-TRAINED_DEPTH = 4
 TEST_PROBLEMS = {"smoke": 20, "cpu": 500, "paper": 0}  # held-out word problems a study is measured on
 
 
@@ -57,6 +56,14 @@ def modes(base: FinetuneConfig, chosen: str = "all") -> dict[str, FinetuneConfig
         "stars": base,
     }
     return {name: variants[name] for name in names}
+
+
+def mode(config: FinetuneConfig) -> str:
+    """What a run of a study is: base (pre-training), or one of MODES."""
+    if config.from_scratch:
+        return "base"
+    random, penalised = not isinstance(config.loops, FixedLoops), config.penalty.weight > 0
+    return {(False, False): "sft", (True, False): "random", (False, True): "jsrr", (True, True): "stars"}[random, penalised]
 
 
 def stars(preset: str, model: str | Path, seed: int | None = None) -> FinetuneConfig:

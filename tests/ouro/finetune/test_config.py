@@ -24,7 +24,7 @@ from looped_lib.ouro.finetune.config import ChatDataConfig, FinetuneConfig, Upda
 from looped_lib.ouro.finetune.folder import check_config
 from looped_lib.ouro.model.configuration import OuroConfig
 from looped_lib.ouro.model.modeling import OuroForCausalLM
-from looped_lib.samplers import FixedLoops, LogNormalLoops
+from looped_lib.samplers import TRAINED_DEPTH, FixedLoops, LogNormalLoops
 from looped_lib.training.processes import Processes
 
 
@@ -121,11 +121,12 @@ def test_studies_run_in_order_and_survive_json(tmp_path, preset, monkeypatch):
     assert list(runs) == ([] if preset == "paper" else ["base-seed5"]) + names and isinstance(architecture, OuroConfig)
     for name, c in runs.items():
         assert from_dict(FinetuneConfig, json.loads(json.dumps(to_dict(c)))) == c and c.seed == 5
+        assert name == f"{presets.mode(c)}-seed5"
         if preset != "paper" and name != "base-seed5":
             assert c.model == str(tmp_path / "base-seed5" / "model") and not c.from_scratch
     if preset != "paper":
         base = runs["base-seed5"]
-        assert base.from_scratch and base.penalty.weight == 0 and base.loops == FixedLoops(presets.TRAINED_DEPTH)
+        assert base.from_scratch and base.penalty.weight == 0 and base.loops == FixedLoops(TRAINED_DEPTH)
         assert Path(base.data.dataset) == find_root() / "data" / "word_problems" / "train.jsonl"
         assert AutoConfig.from_pretrained(base.model).to_dict() == architecture.to_dict()
 
