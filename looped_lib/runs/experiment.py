@@ -1,7 +1,7 @@
 """One experiment from config to result: train, measure at every depth, write `result.json`. Finished runs are loaded.
 
 result.json = {"depths", "accuracy", "state_norm", "residual", "lenient": one value per depth, "lowest", "n_test", "seconds",
-"config", "provenance"}
+"config", "provenance"}; and "start", the checkpoint that a run began at, if it was another's
 
 "seconds" are {"train": over all attempts, as metrics.jsonl tells, "evaluate"}; a notebook records the same by run. "threads" in
 "provenance" is part of what the weights follow from on a CPU: with more or fewer, sums are taken in another order.
@@ -89,6 +89,8 @@ def run_experiment(config: ExperimentConfig, run_dir: str | Path, max_depth: int
         "config": to_dict(config),
         "provenance": provenance(),
     }
+    if config.start.run:
+        result["start"] = folder.newest(path.parent)[0].state["start"]
     write_json(path, result)
     return result
 
