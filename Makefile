@@ -6,6 +6,7 @@ RUN := $(VENV)/bin/python
 INSTALL := $(VENV)/bin/pip install --quiet --constraint constraints.txt
 STUDY ?= norms
 SIZE ?= cpu
+VERSIONS ?= newest
 # JupyterLab refuses root unless told otherwise; reachable from this machine only, it is no more than what root has at hand anyway.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
@@ -15,7 +16,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export HF_UPDATE_DOWNLOAD_COUNTS ?= 0
 
-.PHONY: help tour test lab bench data sweep paper report
+.PHONY: help tour test smoke lab bench data sweep paper report
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile | expand -t 10
@@ -26,6 +27,9 @@ tour: $(VENV)/.installed  ## train three small models, measure them at 0 to 200 
 test: $(VENV)/.test-installed $(VENV)/.vllm-installed  ## lint and test
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	$(RUN) -m pytest
+
+smoke:  ## run what is small on another Python or on the oldest versions: make smoke PYTHON=python3.13 VERSIONS=newest|lowest
+	.ci/smoke $(PYTHON) $(VERSIONS)
 
 lab: $(VENV)/.installed  ## JupyterLab, reachable from this machine only
 	$(VENV)/bin/jupyter lab --ip 127.0.0.1 $(AS_ROOT) --notebook-dir . --LabApp.default_url=/lab/tree/notebooks

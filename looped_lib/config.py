@@ -7,6 +7,7 @@
       carry     CarryConfig       training that starts from deep states (share 0 turns it off)
       data      DataConfig        which problems
       training  TrainingConfig    optimiser, schedule, precision, checkpoints
+      start     StartConfig       where the weights come from: the seed, or another run
 
 Every value lives in one place. A wrong value or an unknown field is an error that names the field and says what
 would be right; a missing one takes its default. `to_dict` and `from_dict` go through JSON without loss.
@@ -32,6 +33,7 @@ Quantity = Literal["squared_fro", "spectral_norm", "spectral_radius"]
 LastChange = Literal["l2", "relative_squared"]
 Product = Literal["vjp", "jvp", "finite_difference"]
 Precision = Literal["fp32", "tf32", "bf16"]
+Kept = Literal["weights", "training"]
 
 MOST_SEED = 2**63 - 1
 MOST_DIGITS = 1000
@@ -244,6 +246,21 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """Where a run begins: with the initial weights of its seed, or at a checkpoint of another run (see `training.origins`)."""
+
+    run: str = ""
+    """Folder of a finished run, or of one checkpoint of any run; empty: the initial weights."""
+    keep: Kept = "weights"
+    """`weights`: a warm start, a new run from these weights, its steps counted from 0. `training`: the same run made longer;
+    moments, carried states and the step number come along, and the schedule is that of the new number of steps from there on."""
+
+    def __post_init__(self):
+        checks.text(self, "run", empty=True)
+        checks.choice(self, keep=Kept)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
     """One training run, complete: two runs with equal configs on one machine, with as many threads, end with equal weights."""
 
@@ -259,6 +276,8 @@ class ExperimentConfig:
     """Which problems."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How the weights move."""
+    start: StartConfig = field(default_factory=StartConfig)
+    """Where they come from."""
     seed: int = 0
     """Initial weights, batches, loop counts, dropout and probe vectors all follow from it."""
 

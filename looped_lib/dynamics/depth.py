@@ -80,7 +80,7 @@ def depth_curve(
     with (
         torch.inference_mode(),
         evaluating(model),
-        tqdm(total=len(chunks) * (max_depth + 1), disable=not progress, unit="loop") as bar,
+        tqdm(total=len(chunks) * (max_depth + 1), desc="accuracy by depth", disable=not progress, unit="loop") as bar,
     ):
         for rows, ids, prompt_len in chunks:
             correct[:, rows], chunk_sums = _one_chunk(model, ids, prompt_len, max_depth, bar)

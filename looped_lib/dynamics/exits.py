@@ -88,7 +88,7 @@ def exit_curve(
     correct = torch.empty(len(problems), len(bounds), dtype=torch.bool)
     chunks = equal_lengths(problems, problems_at_once)
     with torch.inference_mode(), evaluating(model):
-        for rows, ids, prompt_len in tqdm(chunks, disable=not progress, unit="chunk"):
+        for rows, ids, prompt_len in tqdm(chunks, desc="early exits", disable=not progress, unit="chunk"):
             tau, right = _one_chunk(model, ids, prompt_len, bounds.to(ids.device), max_loops, anderson)
             loops[rows], correct[rows] = tau.float().mean(1).cpu(), right.all(1).cpu()
     return ExitCurve(bounds, loops, correct)

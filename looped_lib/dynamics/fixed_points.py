@@ -75,7 +75,7 @@ def fate(
     ValueError as by `check_loops`.
     """
     check_loops(n_loops, max_period)
-    with torch.no_grad(), evaluating(model), tqdm(total=n_loops, disable=not progress, unit="loop") as bar:
+    with torch.no_grad(), evaluating(model), tqdm(total=n_loops, desc="fixed point", disable=not progress, unit="loop") as bar:
         return _follow(model, model.embed(ids), n_loops, tol, max_period, bar)
 
 

@@ -1,5 +1,7 @@
 """One experiment from config to result: train, measure at every depth, write `result.json`. Finished runs are loaded.
 
+    if config.start.run:
+        result["start"] = folder.newest(path.parent)[0].state["start"]
 result.json = {"kind": "experiment", "depths", "accuracy", "state_norm", "residual", "lenient": one value per depth, "lowest",
 "n_test", "seconds", "config", "provenance"}
 
@@ -92,6 +94,8 @@ def run_experiment(config: ExperimentConfig, run_dir: str | Path, max_depth: int
         "config": to_dict(config),
         "provenance": provenance(),
     }
+    if config.start.run:
+        result["start"] = folder.newest(path.parent)[0].state["start"]
     return write_result(run_dir, "experiment", result)
 
 

@@ -12,11 +12,13 @@ that the checkpoint is what its folder's name and its run say: a copy in the wro
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from safetensors.torch import save as dump
@@ -42,6 +44,16 @@ class Checkpoint:
     weights: dict[str, Tensor]
     training: dict[str, Tensor]
     state: dict[str, Any]
+
+    def warn_of_other_threads(self) -> None:
+        """A warning if the CPU sums in another order here than in the process that saved it."""
+        here = torch.get_num_threads()
+        if (threads := self.state.get("threads", here)) != here:
+            warnings.warn(
+                f"{self.path} was saved by a process with {threads} threads, and this one has {here}: the run will not end in "
+                f"the same weights to the last bit. For those, set OMP_NUM_THREADS={threads}",
+                stacklevel=3,
+            )
 
     def load_into(self, model: nn.Module) -> None:
         """Give `model` the weights. CheckpointError, naming the tensor, if they or the moments are not of its sizes."""

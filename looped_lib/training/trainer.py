@@ -15,7 +15,6 @@ Nothing in a step waits for the device: losses stay tensors until the line in me
 
 import argparse
 import math
-import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from looped_lib.core.interrupts import deferred
 from looped_lib.core.project import CHECKPOINTS, METRICS, RESULT
 from looped_lib.models.looped import LoopedTransformer
 from looped_lib.tasks.addition import CHARACTERS, IGNORE, Problems, generate_problems, load_jsonl
-from looped_lib.training import checkpoints, folder
+from looped_lib.training import checkpoints, folder, origins
 from looped_lib.training.batches import Batches
 from looped_lib.training.carry import Carry
 from looped_lib.training.memory import keeping_freed_memory
@@ -118,7 +117,7 @@ class Trainer:
         self.carries = [Carry(config.carry, self.part_rows) for _ in range(c.accumulation)]
         self.batches = Batches(c, len(self.problems), config.seed, self.device)
         self.labels = self.problems.labels
-        self.step, self.saved = 0, -1
+        self.step, self.saved, self.began = 0, -1, None  # the last: what is recorded of another run's checkpoint that it began at
 
     def run(self) -> LoopedTransformer:
         """Claim the folder and take all steps that are left. Busy if another process trains there."""
@@ -126,10 +125,10 @@ class Trainer:
             raise ValueError("a run needs a folder: Trainer(config, run_dir)")
         alone = holding(self.run_dir) if self.processes.first else nullcontext()
         with alone, tf32_products(self.config.training.precision == "tf32"), keeping_freed_memory():
+            self.resume()
             if self.processes.first:
                 folder.claim(self.run_dir, self.config)
             self.processes.wait()
-            self.resume()
             self.steps_left()
             if self.processes.first:
                 checkpoints.keep_newest(self.run_dir / CHECKPOINTS, 1)
@@ -140,9 +139,9 @@ class Trainer:
         self.model.train()
         c, agreement, agreed = self.config.training, Agreement(self.world), 0
         log = MetricsLog(self.run_dir / METRICS, self.step, c.log_every, write=self.processes.first)
-        hidden = not (self.progress and self.processes.first)
+        shown = self.progress and self.processes.first and self.step < c.steps
         with deferred() as interrupt:
-            with tqdm(total=c.steps, initial=self.step, disable=hidden, unit="step") as bar:
+            with tqdm(total=c.steps, initial=self.step, desc=self.run_dir.name, disable=not shown, unit="step") as bar:
                 while self.step < c.steps and not agreed:
                     log.add(self.step, self.train_step())
                     self.step += 1
@@ -229,6 +228,7 @@ class Trainer:
             training |= {f"adamw.{names[id(p)]}.{k}": v for k, v in state.items()}
         if self.processes.first and self.saved != self.step:
             state = {"config": to_dict(self.config), "world_size": self.world, "threads": torch.get_num_threads()}
+            state |= {"start": self.began} if self.began else {}
             checkpoints.save(self.run_dir / CHECKPOINTS, self.step, self.model.state_dict(), training, state)
         self.saved = self.step
         self.processes.wait()
@@ -239,29 +239,26 @@ class Trainer:
         return carried | {f"probe.{self.rank}.{k}": v for k, v in self.objective.jacobian.state().items()}
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint of this run, if there is one."""
+        """Go on from the newest checkpoint of this run, or else begin at another's if the config says so."""
         newest = folder.newest(self.run_dir)
-        if newest is None:
+        found = newest[0] if newest else origins.find(self.config)
+        if found is None:
             return
-        found, _ = newest
-        if (self.config.carry.share or self.config.penalty.persistent) and found.state["world_size"] != self.world:
-            raise ConfigError(f"{self.run_dir} was saved by {found.state['world_size']} processes; resume with as many")
-        here = torch.get_num_threads()
-        threads = found.state.get("threads", here)
-        if self.device.type == "cpu" and threads != here:
-            warnings.warn(
-                f"{found.path} was saved by a process with {threads} threads, and this one has {here}: the run will not end in "
-                f"the same weights to the last bit. For those, set OMP_NUM_THREADS={threads}",
-                stacklevel=2,
-            )
+        self.began = found.state.get("start") if newest else origins.describe(found)
         found.load_into(self.model)
+        if newest is None and self.config.start.keep == "weights":
+            return
+        if (self.config.carry.share or self.config.penalty.persistent) and found.state["world_size"] != self.world:
+            raise ConfigError(f"{found.path} was saved by {found.state['world_size']} processes; resume with as many")
+        if self.device.type == "cpu":
+            found.warn_of_other_threads()
         for name, p in self.model.named_parameters():
             if state := self.restored(found, f"adamw.{name}."):
                 self.optimizer.state[p] = state
         for i, carry in enumerate(self.carries):
             carry.tensors = self.restored(found, f"carry.{self.rank}.{i}.")
         self.objective.jacobian.load_state(self.restored(found, f"probe.{self.rank}."))
-        self.step = self.saved = found.step
+        self.step, self.saved = found.step, found.step if newest else -1
 
     def restored(self, found: checkpoints.Checkpoint, start: str) -> dict[str, Tensor]:
         """The tensors whose names begin with `start`, without it, on this process's device."""

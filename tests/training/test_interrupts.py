@@ -16,6 +16,7 @@ from torch import nn
 from looped_lib.config import ExperimentConfig, to_dict
 from looped_lib.core.interrupts import Terminated, deferred
 from looped_lib.models.looped import LoopedTransformer
+from looped_lib.core.project import METRICS
 from looped_lib.regularizers import JacobianPenalty
 from looped_lib.samplers import UniformLoops
 from looped_lib.training import checkpoints, folder, metrics, trainer
@@ -131,7 +132,7 @@ def test_an_interrupt_in_the_last_step_leaves_a_finished_run(undisturbed, tmp_pa
         with pytest.raises(KeyboardInterrupt, match="step 8"):
             train(short(), tmp_path, progress=False)
     assert_equal(weights(tmp_path), weights(undisturbed))
-    assert metrics.read_metrics(tmp_path / folder.METRICS)[-1]["step"] == 8
+    assert metrics.read_metrics(tmp_path / METRICS)[-1]["step"] == 8
 
 
 def test_ignored_and_foreign_handlers_stay_and_are_called():

@@ -67,7 +67,7 @@ def accuracy_by_depth(
     stops = {tokenizer.convert_tokens_to_ids(END_OF_TURN), tokenizer.eos_token_id}
     correct = torch.zeros(len(rows), len(depths), dtype=torch.bool)
     room, decoded = max(map(len, ends)) + ROOM, 0
-    with tqdm(total=len(rows), disable=not progress, unit="problem") as bar:
+    with tqdm(total=len(rows), desc="word problems", disable=not progress, unit="problem") as bar:
         for start in range(0, len(rows), at_once):
             some = order[start : start + at_once]
             drafts = [ends[i] for i in some]

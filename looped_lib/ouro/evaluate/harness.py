@@ -43,7 +43,7 @@ def evaluate(config: EvaluationConfig, out: str | Path, progress: bool = True) -
     todo = [cell for cell in grid if not cell.result.exists()]
     if not todo:
         return results(out)
-    bar = tqdm(total=len(grid), initial=len(grid) - len(todo), disable=not progress, unit="cell")
+    bar = tqdm(total=len(grid), initial=len(grid) - len(todo), desc="evaluation", disable=not progress, unit="cell")
     with work(), holding(out, patience=5), bar:
         for mine in _by_engine(config, todo):
             depths = dict.fromkeys(cell.depth for cell in mine)
