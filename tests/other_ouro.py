@@ -126,8 +126,15 @@ def exit_probabilities(w: Weights, after: list[Tensor]) -> Tensor:
     return torch.stack([*p[:-1], 1 - sum(p[:-1], torch.zeros_like(p[0]))])
 
 
-def exit_loops(w: Weights, path: list[Tensor], threshold: float | None = None, residual: float | None = None) -> Tensor:
-    """tau of every position of h_0 .. h_T: the first loop whose cumulative probability, or residual, says stop; else T."""
+def exit_loops(
+    w: Weights,
+    path: list[Tensor],
+    threshold: float | None = None,
+    residual: float | None = None,
+    kl: float | None = None,
+    entropy: float | None = None,
+) -> Tensor:
+    """tau of every position of h_0 .. h_T: the first loop after which a criterion says stop; else T."""
     last = len(path) - 1
     tau = torch.full(path[0].shape[:2], last)
     cumulative = exit_probabilities(w, path[1:]).cumsum(0)
@@ -136,6 +143,11 @@ def exit_loops(w: Weights, path: list[Tensor], threshold: float | None = None, r
             tau[cumulative[t - 1] >= threshold] = t
         if residual is not None:
             tau[(path[t] - path[t - 1]).norm(dim=-1) / path[t - 1].norm(dim=-1) <= residual] = t
+        now, before = (torch.distributions.Categorical(logits=logits(w, path[k])) for k in (t, t - 1))
+        if kl is not None and t > 1:
+            tau[torch.distributions.kl_divergence(now, before) <= kl] = t
+        if entropy is not None:
+            tau[now.entropy() <= entropy] = t
     return tau
 
 

@@ -73,4 +73,6 @@ def _container(where: str, type_: Any, value: Any) -> tuple[Any, ...] | dict[str
 def _fits(value: Any, type_: Any) -> bool:
     if type_ is Any:
         return True
+    if get_origin(type_) is tuple:  # of any number of values of one type
+        return isinstance(value, list | tuple) and all(_fits(x, get_args(type_)[0]) for x in value)
     return isinstance(value, int | float if type_ is float else type_) and not isinstance(value, bool)

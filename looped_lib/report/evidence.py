@@ -14,8 +14,8 @@ import pandas as pd
 
 from looped_lib.config import ExperimentConfig, TrainingConfig
 from looped_lib.core.project import RECORDED, runs_folder
-from looped_lib.ouro.evaluate.cells import headlines
 from looped_lib.ouro.evaluate.paper import TASKS
+from looped_lib.ouro.evaluate.tables import headlines
 from looped_lib.runs.folders import Run, portable, run_of
 from looped_lib.runs.results import Result, find_results, kind_of, leaving_out
 

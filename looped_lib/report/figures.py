@@ -24,7 +24,7 @@ def gains(result: Mapping[str, Any] | None, title: str) -> go.Figure:
 def beside_paper(table: pd.DataFrame, title: str = "Five benchmarks, mean accuracy") -> go.Figure:
     """Mean accuracy on the paper's tasks by loop count: ours as lines, the paper's as diamonds, a colour per kind of model.
 
-    `table` as from `cells.headlines`. Ours are the models measured on all five; `stars-seed0` is a `stars`.
+    `table` as from `tables.headlines`. Ours are the models measured on all five; `stars-seed0` is a `stars`.
     """
     ours = _averages(table[table["task"].isin(TASKS)])
     if ours.empty:

@@ -11,7 +11,7 @@ import pandas as pd
 from ipywidgets import HTML, Checkbox, Dropdown, HBox, Layout, VBox
 from pandas.io.formats.style import Styler
 
-from looped_lib.ouro.evaluate.cells import samples
+from looped_lib.ouro.evaluate.tables import samples
 from looped_lib.plots.style import PALETTE
 from looped_lib.tasks.word_problems import final_answer
 
@@ -27,7 +27,7 @@ def tasks(out: str | Path) -> list[str]:
 
 
 def changing(table: pd.DataFrame) -> list[int]:
-    """The problems that some model solves at one depth and not at another; `table` as from `cells.samples`."""
+    """The problems that some model solves at one depth and not at another; `table` as from `tables.samples`."""
     grades = table.groupby(["problem", "model"])["right"].nunique()
     return sorted(set(grades[grades > 1].index.get_level_values("problem")))
 

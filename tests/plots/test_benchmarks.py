@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from looped_lib.ouro.evaluate.cells import drops, headlines, results
 from looped_lib.ouro.evaluate.paper import STARS
+from looped_lib.ouro.evaluate.tables import drops, headlines, results
 from looped_lib.plots import benchmarks
 
 
@@ -33,6 +33,18 @@ def test_a_model_has_one_colour_and_one_entry_in_the_legend():
     assert len(colours) == 2 and [trace.name for trace in figure.data if trace.showlegend] == ["a", "b"]
     dropped = {(trace.name, trace.line.color) for trace in benchmarks.drop_from_peak(drops(table())).data}
     assert dropped == colours
+
+
+def test_exits_stand_beside_the_loop_counts_at_their_mean_loops():
+    rows = [("a", task, by, n, 0.5 + n / 10) for task in ("x", "z") for by in ("gate", "kl") for n in (2.5, 1.5)]
+    exits = pd.DataFrame(rows, columns=["model", "task", "exit", "loops", "value"])
+    figure = benchmarks.benchmarks(table(), exits)
+    drawn = figure.data[len(benchmarks.benchmarks(table()).data) :]
+    assert [(trace.name, trace.xaxis) for trace in drawn] == [
+        (f"a, exit by {by}", axis) for axis in ("x", "x3") for by in ("gate", "kl")
+    ]
+    assert all(list(trace.x) == [1.5, 2.5] and list(trace.y) == pytest.approx([65, 75]) for trace in drawn)
+    assert {trace.line.color for trace in drawn} == {trace.line.color for trace in figure.data if trace.name == "a"}
 
 
 def test_published_numbers_have_no_error_bars():

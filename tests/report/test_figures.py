@@ -5,8 +5,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from looped_lib.ouro.evaluate.cells import headlines, results
 from looped_lib.ouro.evaluate.paper import STARS, TASKS
+from looped_lib.ouro.evaluate.tables import headlines, results
 from looped_lib.plots import bands, loop_counts
 from looped_lib.plots.style import LOOP_TICKS
 from looped_lib.report.figures import beside_paper, gains

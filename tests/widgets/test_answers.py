@@ -5,7 +5,7 @@ import re
 import pytest
 
 from looped_lib.core.files import write_jsonl
-from looped_lib.ouro.evaluate.cells import samples
+from looped_lib.ouro.evaluate.tables import samples
 from looped_lib.widgets import answers
 
 ANSWERS = {  # task, model, depth: answers and grades of its problems

@@ -1,4 +1,4 @@
-"""Texts that share a beginning, looped together: several tokens of each in one call, read out at several depths.
+"""Texts that share a beginning, looped together: several tokens of each in one call, read out at several depths and exits.
 
 The state of a token after t loops does not depend on how many loops follow. So depths that have written the same text so far are
 one row, whose keys and values of loop t serve every depth of at least t. A row runs for as many loops as its deepest reader.
@@ -8,13 +8,17 @@ every one of them. Rows stand at the left edge of their buffers: a token's place
 right, and a rejected draft is written over by what comes in its place, before anything has seen it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from looped_lib.ouro.evaluate.stops import Leaving, Stop, in_order, loops_of
 from looped_lib.ouro.model.cache import LoopedCache
+from looped_lib.ouro.model.exits import Exit
+from looped_lib.ouro.model.gate import Stream
 from looped_lib.ouro.model.modeling import Loops, OuroForCausalLM
 
 SPARE = 16  # positions a buffer grows by, at least
@@ -22,12 +26,12 @@ SPARE = 16  # positions a buffer grows by, at least
 
 @dataclass
 class Branch:
-    """A text that one or more depths of a problem have written so far."""
+    """A text that one or more stops of a problem have written so far."""
 
     problem: int
     """Index of the prompt."""
-    depths: tuple[int, ...]
-    """Loop counts that wrote it."""
+    stops: tuple[Stop, ...]
+    """Loop counts and exits that wrote it."""
     text: list[int]
     """Prompt and answer so far."""
     draft: list[int] = field(default_factory=list)
@@ -38,7 +42,12 @@ class Branch:
     @property
     def loops(self) -> int:
         """How many loops it needs."""
-        return max(self.depths)
+        return max(map(loops_of, self.stops))
+
+    @property
+    def loops_apart(self) -> int:
+        """How many its stops would need in texts of their own."""
+        return sum(map(loops_of, self.stops))
 
 
 class BranchCache(LoopedCache):
@@ -81,8 +90,8 @@ class BranchCache(LoopedCache):
         return tuple(buffer[:, :, : self.seen] for buffer in full)
 
 
-def read(model: OuroForCausalLM, branches: list[Branch], cache: BranchCache) -> list[dict[int, list[int]]]:
-    """For each branch and each of its depths, the likeliest token after its text and after each drafted token.
+def read(model: OuroForCausalLM, branches: list[Branch], cache: BranchCache) -> list[dict[Stop, list[int]]]:
+    """For each branch and each of its stops, the likeliest token after its text and after each drafted token.
 
     `branches` stand deepest first, as the rows of the cache do. Afterwards their texts and drafts are cached.
     """
@@ -98,16 +107,46 @@ def read(model: OuroForCausalLM, branches: list[Branch], cache: BranchCache) -> 
     seen = torch.arange(cache.seen, device=device) <= positions[:, None, :, None]
     mask = torch.zeros(seen.shape, dtype=h.dtype, device=device).masked_fill_(~seen, torch.finfo(h.dtype).min)
     cos, sin = model.model.rotary_emb(h, positions)
-    said = []
+    said, exits = [], _Exiting(model, branches)
     for t in range(branches[0].loops):
         rows = sum(branch.loops > t for branch in branches)
         loops = Loops((cos[:rows], sin[:rows]), mask[:rows], positions[:rows], cache)
-        h = model.model.loop(h[:rows], t, loops)
-        if readers := [row for row in range(rows) if t + 1 in branches[row].depths]:
+        before, h = h[:rows], model.model.loop(h[:rows], t, loops)
+        if readers := [row for row in range(rows) if t + 1 in branches[row].stops]:
             index = torch.tensor(readers, device=device)[:, None]
             said.append((t + 1, readers, model.readout(h[index, places[index[:, 0]]]).argmax(-1)))
-    out: list[dict[int, list[int]]] = [{} for _ in branches]
-    for depth, readers, tokens in said:  # only now does the device have to be waited for
+        exits.look(t, before, h, places)
+    out: list[dict[Stop, list[int]]] = [{} for _ in branches]
+    for stop, readers, tokens in [*said, *exits.said()]:  # only now does the device have to be waited for
         for row, line in zip(readers, tokens.tolist(), strict=True):
-            out[row][depth] = line[: 1 + len(branches[row].draft)]
+            if stop in branches[row].stops:
+                out[row][stop] = line[: 1 + len(branches[row].draft)]
     return out
+
+
+class _Exiting:
+    """What the exits of some branches say, which read each place out at a loop of its own."""
+
+    def __init__(self, model: OuroForCausalLM, branches: list[Branch]):
+        exits = [{stop for stop in branch.stops if isinstance(stop, Exit)} for branch in branches]
+        self.model, self.stops = model, in_order(set().union(*exits))
+        self.rows = [row for row, mine in enumerate(exits) if mine]
+        self.leaving = Leaving(model, self.stops)
+        self.tokens: Tensor | None = None
+
+    def look(self, t: int, before: Stream, h: Stream, places: Int[Tensor, "row place"]) -> None:
+        """Read out what exits after loop t. The rows of h are those that run it, the deepest first."""
+        rows = [row for row in self.rows if row < len(h)]
+        if not rows:
+            return
+        index = torch.tensor(rows, device=h.device)[:, None]
+        at = places[index[:, 0]]
+        leaves, said = self.leaving.look(t, before[index, at], h[index, at]), self.model.readout(h[index, at]).argmax(-1)
+        if self.tokens is None:
+            self.tokens = said.expand(len(self.stops), *said.shape).clone()
+        self.tokens[:, : len(rows)] = said.where(leaves, self.tokens[:, : len(rows)])
+
+    def said(self) -> Iterator[tuple[Stop, list[int], Int[Tensor, "row place"]]]:
+        """Of every exit, the rows and what it says there, as if all branches had it."""
+        for k, stop in enumerate(self.stops):
+            yield stop, self.rows, self.tokens[k]

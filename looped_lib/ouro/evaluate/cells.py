@@ -1,35 +1,31 @@
-"""What an evaluation measures, and what it measured: its settings, its cells, and their results as tables.
+"""What an evaluation measures: its settings, and its cells with their places. (What it measured: `tables`.)
 
-A cell is a checkpoint at a loop count on a task.
+A cell is a checkpoint at a loop count, or with an exit, on a task.
 
     OUT/<checkpoint>/T=<depth>/<task>.json            metrics, time, settings, provenance; written when the cell is done
     OUT/<checkpoint>/T=<depth>/<task>.samples.jsonl   question, answer and grades of every problem
     OUT/<checkpoint>/T=<depth>/<task>.failed.json     why it failed, if it did
+    OUT/<checkpoint>/<criterion>=<threshold>,T=<most loops>/   the same of an exit, with the mean loops a token
     OUT/<checkpoint>/engine/                          the engines' log, and what the last one was asked
 
 The seconds of a cell are its share of what was computed for several depths at once, and its own.
 """
 
-import glob
-import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
-
 from looped_lib.core import checks
 from looped_lib.core.checks import ConfigError
-from looped_lib.core.files import read_json
+from looped_lib.ouro.evaluate.stops import Stop, loops_of
 from looped_lib.ouro.finetune.config import SYSTEM_PROMPT
+from looped_lib.ouro.model.exits import CRITERIA, Exit
 
 Backend = Literal["vllm", "transformers"]
 Dtype = Literal["bfloat16", "float32"]
-# The accuracy of a task is the first of these that it has, or else its first metric that is a share and not one of ERRORS.
-HEADLINES = ("math_verify", "exact_match (flexible-extract)", "exact_match", "acc")
-ERRORS = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter"}  # less is better
 REMEASURE = "delete it to measure the cell again"
 # Other settings, such as the batch size, say how a cell is measured, not what.
 _DECIDES = "backend system_prompt chat_template fewshot max_new_tokens temperature limit dtype seed".split()
@@ -46,6 +42,8 @@ class EvaluationConfig:
     """Tasks of lm-eval, of this package (svamp, amc23, word_problems) or of `task_folder`."""
     depths: tuple[int, ...] = (4, 8)
     """Loop counts."""
+    exits: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Exits to measure too, with transformers: thresholds by criterion (`model.exits`), within the greatest of `depths` loops."""
     backend: Backend = "vllm"
     """Engine: vLLM, or transformers' generate."""
     system_prompt: str = SYSTEM_PROMPT
@@ -92,6 +90,10 @@ class EvaluationConfig:
                 raise ConfigError(f"EvaluationConfig.tasks must be names, not paths (files are named by them), got {task!r}")
         if not _different(self.depths, int) or min(self.depths) < 1:
             checks.fail(self, "depths", "a list of one or more different loop counts of at least 1")
+        if not _table(self.exits, tuple | list, empty=True) or not all(map(_are_thresholds, self.exits, self.exits.values())):
+            checks.fail(self, "exits", f"lists of different thresholds above 0 (of the gate: below 1) by {', '.join(CRITERIA)}")
+        if self.exits and (self.backend != "transformers" or self.temperature > 0):
+            raise ConfigError("EvaluationConfig.exits needs the transformers backend, which vLLM is not, and temperature 0")
         if not _table(self.engine, object, empty=True):
             checks.fail(self, "engine", "arguments of vllm.LLM by their names")
         if not _table(self.data, str, empty=True):
@@ -102,6 +104,12 @@ class EvaluationConfig:
             raise ConfigError("EvaluationConfig.engine has arguments of vLLM, but the backend is transformers")
         if taken := sorted(set(self.engine) & _OF_CONFIG):
             raise ConfigError(f"EvaluationConfig.engine may not have {', '.join(taken)}: other fields of the config say it")
+
+    @property
+    def stops(self) -> list[Stop]:
+        """Loop counts and exits."""
+        most = max(self.depths)
+        return [*self.depths, *(Exit(by, float(x), most) for by, thresholds in self.exits.items() for x in thresholds)]
 
     def decisive(self) -> dict[str, Any]:
         """The settings that a cell's numbers depend on, beside checkpoint, task and depth."""
@@ -119,14 +127,36 @@ def _different(value: Any, of: type) -> bool:
     return isinstance(value, tuple | list) and bool(value) and all(type(x) is of for x in value) and len({*value}) == len(value)
 
 
+def _are_thresholds(by: str, values: Any) -> bool:
+    """Whether values are thresholds of a criterion."""
+    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < math.inf for x in values)
+    return by in CRITERIA and numbers and 0 < len(values) == len(set(values)) and (by != "gate" or max(values) < 1)
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One checkpoint at one loop count on one task, and its place."""
+    """One checkpoint at one loop count, or with one exit, on one task, and its place."""
 
     checkpoint: str
-    depth: int
+    stop: Stop
     task: str
-    folder: Path
+    out: Path
+
+    @property
+    def place(self) -> str:
+        """The name of the folder that it shares with the other tasks."""
+        return f"{self.stop},T={self.stop.loops}" if isinstance(self.stop, Exit) else f"T={self.stop}"
+
+    @property
+    def folder(self) -> Path:
+        """That folder."""
+        return self.out / self.checkpoint / self.place
+
+    @property
+    def what(self) -> dict[str, Any]:
+        """What it is of, as its files say it. `depth` is the most loops."""
+        exit = {"exit": self.stop.by, "threshold": self.stop.threshold} if isinstance(self.stop, Exit) else {}
+        return {"model": self.checkpoint, "task": self.task, "depth": loops_of(self.stop), **exit}
 
     @property
     def engine(self) -> Path:
@@ -155,90 +185,8 @@ class Cell:
 
 
 def cells(config: EvaluationConfig, out: Path) -> Iterator[Cell]:
-    """All cells of an evaluation, those of a checkpoint at a depth together."""
+    """All cells of an evaluation, those of a checkpoint at a stop together."""
     for checkpoint in config.checkpoints:
-        for depth in config.depths:
+        for stop in config.stops:
             for task in config.tasks:
-                yield Cell(checkpoint, depth, task, out / checkpoint / f"T={depth}")
-
-
-def results(out: str | Path) -> pd.DataFrame:
-    """A row per metric of every cell under `out`: model, task, depth, metric, value, stderr, samples, seconds, tokens_per_sec."""
-    columns = ["model", "task", "depth", "metric", "value", "stderr", "samples", "seconds", "tokens_per_sec"]
-    rows = []
-    for path in sorted(Path(out).glob("*/T=*/*.json")):
-        if not path.name.endswith(".failed.json"):
-            cell = read_json(path, REMEASURE)
-            for metric, (value, stderr) in cell["metrics"].items():
-                rows.append({**cell, "metric": metric, "value": value, "stderr": stderr})
-    table = pd.DataFrame(rows, columns=columns).astype({"value": float, "stderr": float, "tokens_per_sec": float})
-    return table.sort_values(["model", "task", "depth"], kind="stable", ignore_index=True)
-
-
-def headlines(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `results` with the accuracy of each task (see HEADLINES). Tasks without one (perplexities) have no row."""
-    shares = table[~table["metric"].str.split(" ").str[0].isin(ERRORS)]
-    inside = shares["value"].between(0, 1).groupby([shares["task"], shares["metric"]]).transform("all")
-    shares = shares[inside.astype(bool)]
-    chosen = {}
-    for task, metrics in shares.groupby("task", sort=False)["metric"]:
-        chosen[task] = next((m for m in HEADLINES if m in set(metrics)), metrics.iloc[0])
-    return shares[shares["metric"] == shares["task"].map(chosen)].reset_index(drop=True)
-
-
-def without_accuracy(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `results` of tasks that have no accuracy: perplexities, for instance."""
-    return table[~table["task"].isin(headlines(table)["task"])].reset_index(drop=True)
-
-
-def failures(out: str | Path) -> pd.DataFrame:
-    """A row per cell under `out` that failed: model, task, depth, reason."""
-    found = [read_json(path, "delete it") for path in sorted(Path(out).glob("*/T=*/*.failed.json"))]
-    return pd.DataFrame(found, columns=["model", "task", "depth", "reason"])
-
-
-def record(out: str | Path) -> dict[str, Any]:
-    """All of `results` and `failures` as JSON: as tables, and each task's headline by model and task at each of `depths`."""
-    table, failed = results(out), failures(out)
-    grid = headlines(table).set_index(["model", "task", "depth"])
-    depths = sorted(int(depth) for depth in table["depth"].unique())
-    names = {f"{model}, {task}": (model, task) for model, task, _ in grid.index}
-    return {
-        "depths": depths,
-        "accuracy": {name: _plain(grid.loc[key, "value"].reindex(depths)) for name, key in names.items()},
-        "seconds": {name: float(grid.loc[key, "seconds"].sum()) for name, key in names.items()},
-        "table": [dict(zip(table, row, strict=True)) for row in zip(*map(_plain, (table[c] for c in table)), strict=True)],
-        "failures": failed.to_dict("records"),
-    }
-
-
-def samples(out: str | Path, task: str) -> pd.DataFrame:
-    """A row per problem of a task, model and depth: question, target, answer, and right, the answer's grade by the headline.
-
-    `right` is None where answers are not graded one by one, as in perplexities.
-    """
-    rows = []
-    for path in Path(out).glob(f"*/T=*/{glob.escape(task)}.samples.jsonl"):
-        where = {"model": path.parent.parent.name, "depth": int(path.parent.name.removeprefix("T="))}
-        rows += [{**where, **json.loads(line)} for line in path.read_text(encoding="utf-8").splitlines()]
-    if rows:
-        metric = next((m for m in (*HEADLINES, *rows[0]["grades"]) if m in rows[0]["grades"]), None)
-        rows = [{**row, "right": row["grades"].get(metric)} for row in rows]
-    table = pd.DataFrame(rows, columns=["model", "depth", "problem", "question", "target", "answer", "right"])
-    return table.sort_values(["problem", "model", "depth"], ignore_index=True)
-
-
-def drops(table: pd.DataFrame) -> pd.DataFrame:
-    """By model and depth the mean over tasks, and how far it is below the model's own greatest: model, depth, value, drop.
-
-    `table` as from `headlines`. Only depths at which a model was measured on all of its tasks count: other means would not be of
-    the same tasks.
-    """
-    means = table.groupby(["model", "depth"], sort=False).agg(value=("value", "mean"), n=("task", "nunique")).reset_index()
-    means = means[means["n"] == means.groupby("model")["n"].transform("max")].drop(columns="n").reset_index(drop=True)
-    return means.assign(drop=means.groupby("model")["value"].transform("max") - means["value"])
-
-
-def _plain(column: pd.Series) -> list[Any]:
-    """Its values as JSON has them, None where there is none."""
-    return column.astype(object).where(column.notna(), None).tolist()
+                yield Cell(checkpoint, stop, task, out)

@@ -1,4 +1,4 @@
-"""lm-eval's engines by backend, as a worker asks them: `prepare` hears all requests and loop counts, `depth` says which is asked.
+"""lm-eval's engines by backend, as a worker asks them: `prepare` hears all requests and stops, `stop` says which is asked.
 
 With transformers one engine has every loop count (`sweep`), with vLLM an engine is built for one.
 """
@@ -11,15 +11,16 @@ import torch
 from looped_lib.ouro.evaluate.cells import EvaluationConfig
 from looped_lib.ouro.evaluate.checkpoint import Checkpoint
 from looped_lib.ouro.evaluate.reading import without_wildcards
+from looped_lib.ouro.evaluate.stops import Stop
 
 SMALL = 10_000_000  # parameters
 
 
-def start(config: EvaluationConfig, checkpoint: Checkpoint, depths: list[int], links: Path) -> Any:
+def start(config: EvaluationConfig, checkpoint: Checkpoint, stops: list[Stop], links: Path) -> Any:
     """An engine of the config's backend. `links` is a folder for what is only needed while it runs."""
     if config.backend == "transformers":
         return _transformers(config, checkpoint)
-    (depth,) = depths
+    (depth,) = set(stops)
     return _vllm(config, checkpoint, depth, links)
 
 
@@ -38,7 +39,7 @@ def _vllm(config: EvaluationConfig, checkpoint: Checkpoint, depth: int, links: P
     from lm_eval.models.vllm_causallms import VLLM
 
     class OneDepth(VLLM):
-        def prepare(self, requests: Any, depths: Any) -> None:
+        def prepare(self, requests: Any, stops: Any) -> None:
             """vLLM fills its own batches when it is asked."""
 
     def found(source: str | Path) -> str:  # vLLM lists a folder's files by a pattern

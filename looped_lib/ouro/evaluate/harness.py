@@ -23,9 +23,10 @@ from looped_lib.config import from_dict, to_dict
 from looped_lib.core.errors import work
 from looped_lib.core.files import holding, read_json, write_json
 from looped_lib.core.quiet import quiet_environment
-from looped_lib.ouro.evaluate.cells import Cell, EvaluationConfig, cells, failures, results
+from looped_lib.ouro.evaluate.cells import Cell, EvaluationConfig, cells
 from looped_lib.ouro.evaluate.checks import Checked, check
 from looped_lib.ouro.evaluate.engine_log import root_cause
+from looped_lib.ouro.evaluate.tables import failures, results
 
 LOOK_EVERY = 0.2  # seconds
 LOG_LINES = 15  # of a dead engine's log, in the reason of a failure
@@ -46,8 +47,7 @@ def evaluate(config: EvaluationConfig, out: str | Path, progress: bool = True) -
     bar = tqdm(total=len(grid), initial=len(grid) - len(todo), desc="evaluation", disable=not progress, unit="cell")
     with work(), holding(out, patience=5), bar:
         for mine in _by_engine(config, todo):
-            depths = dict.fromkeys(cell.depth for cell in mine)
-            bar.set_description(f"{mine[0].checkpoint}, T={', '.join(map(str, depths))}")
+            bar.set_description(f"{mine[0].checkpoint}, {' '.join(dict.fromkeys(cell.place for cell in mine))}")
             _measure(config, checked, mine, bar)
     return results(out)
 
@@ -72,18 +72,18 @@ def _measure(config: EvaluationConfig, checked: Checked, todo: list[Cell], bar: 
             end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
             cause = root_cause(log, log_starts)
             reason = f"the engine died ({_describe(status)})" + (f": {cause}" if cause else "") + f"; the end of {log}:\n{end}"
-            write_json(cell.failure, {"model": cell.checkpoint, "task": cell.task, "depth": cell.depth, "reason": reason})
+            write_json(cell.failure, {**cell.what, "reason": reason})
             bar.update()
     for cell in todo:
         if cell.failure.exists():
-            said = f"{cell.checkpoint}, T={cell.depth}, {cell.task} failed: {read_json(cell.failure)['reason']}"
+            said = f"{cell.checkpoint}, {cell.place}, {cell.task} failed: {read_json(cell.failure)['reason']}"
             bar.write(said, file=sys.stderr)
 
 
 def _run_engine(config: EvaluationConfig, checked: Checked, left: list[Cell], bar: tqdm) -> int:
     """One engine over its cells; the bar moves as they land. Returns the exit status."""
     checkpoint, folder = left[0].checkpoint, left[0].engine
-    spec = {"config": to_dict(config), "checkpoint": checkpoint, "cells": [(c.depth, c.task) for c in left]}
+    spec = {"config": to_dict(config), "checkpoint": checkpoint, "cells": [(c.place, c.task) for c in left]}
     spec |= {"tasks": {c.task: checked.tasks[c.task] for c in left}, "weights": checked.weights[checkpoint]}
     write_json(folder / "spec.json", spec)
     write_json(folder / "at.json", [])
@@ -127,7 +127,7 @@ def _lost(left: list[Cell]) -> list[Cell]:
     Those are the ones it was at. It was at none if it did not even start: the others would fare no better.
     """
     at = read_json(left[0].engine / "at.json")
-    return [cell for cell in left if cell.open and (not at or [cell.depth, cell.task] in at)]
+    return [cell for cell in left if cell.open and (not at or [cell.place, cell.task] in at)]
 
 
 def _describe(status: int) -> str:
@@ -146,7 +146,7 @@ def main(arguments: list[str]) -> int:
     table = evaluate(config, args.out)
     print(table.to_string(index=False) if len(table) else "nothing was measured", flush=True)
     failed = failures(args.out)
-    names = [f"{row.model} T={row.depth} {row.task}" for row in failed.itertuples()]
+    names = [f"{row.model} {row.place} {row.task}" for row in failed.itertuples()]
     if names:
-        print(f"error: cells that failed: {', '.join(names)} (why: above, and OUT/MODEL/T=.../TASK.failed.json)", file=sys.stderr)
+        print(f"error: cells that failed: {', '.join(names)} (why: above, and OUT/MODEL/.../TASK.failed.json)", file=sys.stderr)
     return 1 if names else 0

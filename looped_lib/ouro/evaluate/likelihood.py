@@ -1,8 +1,8 @@
-"""Log-probabilities of given texts at many loop counts, from one pass over the loops.
+"""Log-probabilities of given texts at many loop counts and exits, from one pass over the loops.
 
 The state after t loops is the same whatever number of loops follows, so T loops give depths 1 .. T, where separate passes take
-1 + 2 + .. + T. Only the states that say a token of a continuation are read out, at the depths asked for. Texts that differ in
-their last token only, as the choices of a question do, are looped once.
+1 + 2 + .. + T, and every exit within T. Only the states that say a token of a continuation are read out, where a stop asks for
+it. Texts that differ in their last token only, as the choices of a question do, are looped once.
 
 Memory: the states of `at_once` texts, and LOGITS logits at a time.
 """
@@ -15,22 +15,25 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from looped_lib.models.looped import evaluating
+from looped_lib.ouro.evaluate.stops import Leaving, Stop, in_order, loops_of
+from looped_lib.ouro.model.exits import LOGITS
 from looped_lib.ouro.model.modeling import OuroForCausalLM
 
-LOGITS = 2**24  # 64 MiB in float32
 Request = tuple[list[int], list[int]]  # a context and what continues it, as tokens
 
 
 @dataclass(frozen=True)
 class Likelihoods:
-    """How likely continuations are at each depth."""
+    """How likely continuations are at each stop."""
 
-    depths: list[int]
-    """Loop counts, ascending."""
-    log_p: Float[Tensor, "depth request"]
+    stops: list[Stop]
+    """Loop counts, ascending, and exits."""
+    log_p: Float[Tensor, "stop request"]
     """log-probability of each whole continuation, in nats."""
-    greedy: Bool[Tensor, "depth request"]
+    greedy: Bool[Tensor, "stop request"]
     """Whether greedy decoding writes it: each of its tokens is the likeliest."""
+    loops: Int[Tensor, "stop request"]
+    """tau, summed over the tokens of each continuation."""
 
 
 @dataclass(frozen=True)
@@ -50,28 +53,32 @@ class Chunk:
 
 
 def log_likelihoods(
-    model: OuroForCausalLM, requests: Sequence[Request], depths: Collection[int], at_once: int = 64
+    model: OuroForCausalLM, requests: Sequence[Request], stops: Collection[Stop], at_once: int = 64
 ) -> Likelihoods:
-    """How likely each request's continuation is after its context, at every depth.
+    """How likely each request's continuation is after its context, at every stop.
 
-    ValueError without depths, with one below 1, or with a context or continuation that is empty.
+    ValueError without stops, with a loop count below 1, or with a context or continuation that is empty.
     """
-    depths = sorted(set(depths))
-    if not depths or depths[0] < 1 or not all(context and continuation for context, continuation in requests):
-        raise ValueError(f"log_likelihoods needs depths of at least 1, and contexts and continuations of tokens; depths {depths}")
-    log_p = torch.zeros(len(depths), len(requests), device=model.device)
-    greedy = torch.ones_like(log_p, dtype=torch.bool)
+    stops = in_order(stops)
+    if not stops or min(map(loops_of, stops)) < 1 or not all(context and continuation for context, continuation in requests):
+        given = ", ".join(map(str, stops)) or "none"
+        raise ValueError(f"log_likelihoods needs stops of at least 1 loop ({given}), and contexts and continuations of tokens")
+    log_p = torch.zeros(len(stops), len(requests), device=model.device)
+    loops, wrong = (torch.zeros_like(log_p, dtype=torch.long) for _ in range(2))
     with torch.inference_mode(), evaluating(model):
         for chunk in chunks(requests, at_once, model.device):
-            h = model.embed(chunk.ids)
-            loops = model.model.context(h)
-            for t in range(1, depths[-1] + 1):
-                h = model.step(h, loops)
-                if t in depths:
-                    said, likeliest = _read(model, h[chunk.rows, chunk.places], chunk.tokens)
-                    log_p[depths.index(t)].index_add_(0, chunk.requests, said)
-                    greedy[depths.index(t), chunk.requests[~likeliest]] = False
-    return Likelihoods(depths, log_p.cpu(), greedy.cpu())
+            h, leaving = model.embed(chunk.ids), Leaving(model, stops)
+            context = model.model.context(h)
+            for t in range(max(map(loops_of, stops))):
+                before, h = h, model.step(h, context)
+                leaves = leaving.look(t, *(x[chunk.rows, chunk.places] for x in (before, h)))
+                if not leaves.any():
+                    continue
+                said, likeliest = _read(model, h[chunk.rows, chunk.places], chunk.tokens)
+                log_p.index_add_(1, chunk.requests, said.where(leaves, 0))
+                wrong.index_add_(1, chunk.requests, (leaves & ~likeliest).long())
+                loops.index_add_(1, chunk.requests, leaves * (t + 1))
+    return Likelihoods(stops, log_p.cpu(), (wrong == 0).cpu(), loops.cpu())
 
 
 def chunks(requests: Sequence[Request], at_once: int, device: torch.device) -> Iterator[Chunk]:

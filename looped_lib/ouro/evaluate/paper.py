@@ -3,7 +3,7 @@
     STARS   arXiv 2605.26733, fine-tuning on mathematics: five benchmarks at 4 and 8 loops, by lm-eval on vLLM
     OURO    arXiv 2510.25741, the model as published: three benchmarks at 1 to 8 loops
 
-Their rows have the columns of `cells.headlines` that are published: model, task, depth, value (0 to 1).
+Their rows have the columns of `tables.headlines` that are published: model, task, depth, value (0 to 1).
 """
 
 import math
@@ -42,7 +42,7 @@ OURO = _tidy([("base", task, d, v) for task, row in _OURO.items() for d, v in en
 
 
 def beside_paper(table: pd.DataFrame) -> pd.DataFrame:
-    """Per cent by task and on average: each row of the paper's table, and under it ours (`table`, as from `cells.headlines`).
+    """Per cent by task and on average: each row of the paper's table, and under it ours (`table`, as from `tables.headlines`).
 
     Ours are the rows of the same kind of model (`stars-seed0` is a `stars`) at the same depth, with their standard errors; other
     models and depths follow, if they were measured on any of the five tasks. An average is of all five or not there.

@@ -41,6 +41,7 @@ def evaluation(
     task_folder: str = "",
     limit: int = 0,
     backend: str = "",
+    exits: str = "",
 ) -> EvaluationConfig:
     """The evaluation of a preset, or of what is named instead: texts with spaces between, `name=path` where two belong together,
     in quotes where a path has spaces (`a='my runs/a' b=/b`).
@@ -61,6 +62,7 @@ def evaluation(
         **settings,
         checkpoints=_pairs("checkpoints", checkpoints) or _checkpoints(preset, Path(out), runs),
         depths=_numbers(depths) or DEPTHS[preset],
+        exits=_thresholds(exits),
         data=_pairs("data", data),
         task_folder=task_folder and from_here(task_folder),
         limit=limit or (4 if preset == "smoke" else 0),
@@ -113,6 +115,16 @@ def _words(what: str, text: str) -> list[str]:
         return shlex.split(text)
     except ValueError as e:
         raise ConfigError(f"{what}: {text!r} cannot be split at its spaces: {e}") from None
+
+
+def _thresholds(text: str) -> dict[str, tuple[float, ...]]:
+    found: dict[str, tuple[float, ...]] = {}
+    for by, _, threshold in (part.partition("=") for part in text.split()):
+        try:
+            found[by] = (*found.get(by, ()), float(threshold))
+        except ValueError:
+            raise ConfigError(f"exits must be criterion=threshold, with spaces between several, got {text!r}") from None
+    return found
 
 
 def _numbers(text: str | int) -> tuple[int, ...]:

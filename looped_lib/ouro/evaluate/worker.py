@@ -1,9 +1,9 @@
-"""One engine of an evaluation, in a process of its own: a checkpoint, at its loop counts, on one task after another.
+"""One engine of an evaluation, in a process of its own: a checkpoint at its loop counts and exits, on one task after another.
 
     python -m looped_lib _engine FOLDER        (FOLDER/spec.json is written by `harness`)
 
 Tasks are read before the engine starts, so that data that is not there costs no engine. FOLDER/at.json lists the cells that are
-being read, answered or graded, as [loop count, task]; it is empty while the engine starts. An error in a task is the failure of
+being read, answered or graded, as [place, task]; it is empty while the engine starts. An error in a task is the failure of
 the cells it was at, and ends the process: what it left behind in the engine is unknown, and the harness starts another one for
 the cells that are left.
 """
@@ -31,6 +31,7 @@ from looped_lib.ouro.evaluate.checkpoint import find_checkpoint
 from looped_lib.ouro.evaluate.checks import brief
 from looped_lib.ouro.evaluate.engine_log import root_cause
 from looped_lib.ouro.evaluate.reading import local_copy, plain_text, without_wildcards
+from looped_lib.ouro.model.exits import Exit
 from looped_lib.runs.folders import provenance
 from looped_lib.tasks.tokenizer import TURN_END
 
@@ -46,8 +47,8 @@ class Worker:
         self.name = self.spec["checkpoint"]
         self.checkpoint = find_checkpoint(self.config.checkpoints[self.name])
         self.tokenizer = self.checkpoint.tokenizer()
-        grid = {(c.checkpoint, c.depth, c.task): c for c in cells(self.config, folder.parent.parent)}
-        self.cells = [grid[self.name, depth, task] for depth, task in self.spec["cells"]]
+        grid = {(cell.checkpoint, cell.place, cell.task): cell for cell in cells(self.config, folder.parent.parent)}
+        self.cells = [grid[self.name, place, task] for place, task in self.spec["cells"]]
         self.at, self.log = folder / "at.json", folder / "log.txt"
         self.log_starts = self.log.stat().st_size if self.log.exists() else 0
         self._links = tempfile.TemporaryDirectory(prefix="looped_lib-")
@@ -62,10 +63,9 @@ class Worker:
         write_json(self.at, [])
         if not tasks:
             return
-        depths = [cell.depth for cell in self.cells]
         with suppress(Exception):
             try:
-                engine = engines.start(self.config, self.checkpoint, sorted(set(depths)), self.links)
+                engine = engines.start(self.config, self.checkpoint, [cell.stop for cell in self.cells], self.links)
             except Exception as e:
                 self.fail(e, *(cell for name in tasks for cell in self.of(name)))
                 raise
@@ -79,7 +79,7 @@ class Worker:
     @contextmanager
     def working(self, *at: Cell) -> Iterator[None]:
         """The process is at these cells: an error, or its death, is their failure."""
-        write_json(self.at, [(cell.depth, cell.task) for cell in at])
+        write_json(self.at, [(cell.place, cell.task) for cell in at])
         try:
             yield
         except Exception as e:
@@ -122,11 +122,11 @@ class Worker:
         task.build_all_requests(**self.asking(), chat_template=self.chat)
 
     def measure(self, name: str, task: Any, engine: Any) -> None:
-        """Put the questions of a task to the engine at every loop count at once, and grade and write what it answers at each."""
+        """Put the questions of a task to the engine at all stops at once, and grade and write what it answers at each."""
         mine = self.of(name)
         start = time.perf_counter()
         with self.working(*mine):
-            engine.prepare(task.instances, [cell.depth for cell in mine])
+            engine.prepare(task.instances, [cell.stop for cell in mine])
         shared = (time.perf_counter() - start) / len(mine)
         for cell in mine:
             with self.working(cell):
@@ -136,7 +136,7 @@ class Worker:
         """Write what the engine answers in a cell and how that is graded. `shared`: its share of the seconds spent before."""
         from lm_eval.evaluator import evaluate
 
-        engine.depth = cell.depth
+        engine.stop = cell.stop
         set_seed(self.config.seed)
         task.set_fewshot_seed(self.config.seed)  # lm-eval builds the requests again: the same ones
         start = time.perf_counter()
@@ -150,7 +150,9 @@ class Worker:
         write_json(
             cell.result,
             {
-                **{"model": self.name, "task": cell.task, "depth": cell.depth, "metrics": metrics(found["results"][cell.task])},
+                **cell.what,
+                **({"loops": engine.mean_loops(cell.stop)} if isinstance(cell.stop, Exit) else {}),
+                "metrics": metrics(found["results"][cell.task]),
                 **{"samples": len(rows), "seconds": seconds, "tokens_per_sec": generated and generated / seconds},
                 **{
                     "settings": self.config.decisive(),
@@ -174,7 +176,7 @@ class Worker:
             reason = root_cause(self.log, self.log_starts) or reason
         traceback.print_exception(e)
         for cell in at:
-            write_json(cell.failure, {"model": cell.checkpoint, "task": cell.task, "depth": cell.depth, "reason": reason})
+            write_json(cell.failure, {**cell.what, "reason": reason})
 
     def asking(self) -> dict[str, Any]:
         """How lm-eval puts a question."""

@@ -1,4 +1,4 @@
-"""What the exit gate decides: after which loop a position is read out, and how much each loop counts in pre-training.
+"""What the exit gate says, and how much each loop counts by it in pre-training.
 
 The gate gives lambda_t = sigmoid(w h_t + b), and p_t = lambda_t prod_{j<t} (1 - lambda_j) the probability to exit after loop t;
 the last loop takes the rest (arXiv 2510.25741).
@@ -8,45 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from looped_lib.models.lengths import token_norm
-
 Stream = Float[Tensor, "batch seq d_model"]
 PerToken = Float[Tensor, "batch seq"]
-
-
-class Exits:
-    """Which loop each position is read out at. A position that has exited is looped on, for those that have not.
-
-    loops     tau of every position; of one that has not exited, the last loop so far
-    chosen    h_tau
-    """
-
-    def __init__(self, threshold: float, residual: float | None):
-        self.threshold, self.residual = threshold, residual
-        self.reading: Tensor | None = None  # positions not read out yet; all of them before the first loop
-
-    def look(self, t: int, before: Stream, h: Stream, gate: PerToken) -> None:
-        """Read out after loop t what exits there."""
-        if t == 0:
-            self.reading = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
-            self.loops, self.chosen = torch.zeros_like(self.reading, dtype=torch.long), torch.zeros_like(h)
-            self.cumulative = torch.zeros_like(gate)  # float32: in bfloat16 a saturated gate reaches 1 early
-            self.survival = torch.ones_like(gate)
-        self.cumulative = self.cumulative + gate * self.survival
-        self.survival = self.survival * (1 - gate)
-        exits = torch.zeros_like(self.reading)
-        if self.threshold < 1:
-            exits = exits | (self.cumulative >= self.threshold)
-        if self.residual is not None:
-            exits = exits | (token_norm(h - before) / token_norm(before) <= self.residual)
-        self.loops = torch.where(self.reading, t + 1, self.loops)
-        self.chosen = torch.where(self.reading[..., None], h, self.chosen)
-        self.reading = self.reading & ~exits
-
-    @property
-    def all_done(self) -> bool:
-        """Whether every position has exited."""
-        return not self.reading.any()
 
 
 def exit_probabilities(lambdas: list[PerToken]) -> Float[Tensor, "loop batch seq"]:

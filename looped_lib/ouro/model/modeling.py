@@ -23,7 +23,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from looped_lib.ouro.model.cache import LoopCache, LoopedCache
 from looped_lib.ouro.model.configuration import OuroConfig
-from looped_lib.ouro.model.gate import Exits, PerToken, Stream, exit_probabilities, mixture
+from looped_lib.ouro.model.exits import Criteria, Exits
+from looped_lib.ouro.model.gate import PerToken, Stream, exit_probabilities, mixture
 from looped_lib.ouro.model.stack import Loops, OuroModel, OuroPreTrainedModel, check_loops
 
 OfPhi = Callable[[Callable[[Stream], Stream], Stream], Tensor]
@@ -51,9 +52,9 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
     """Ouro with its head: loss, exits, generation. What a call may say, beside what any causal model of transformers takes:
 
     n_loops          T; the config's total_ut_steps if not given
-    exit_threshold   read each position out at its first loop with p_1 + .. + p_t >= threshold (the config's early_exit_threshold
-                     if not given; at 1 and above only a residual exits)
-    exit_residual    ... with ||h_t - h_{t-1}|| / ||h_{t-1}|| <= residual; with a threshold too, whichever comes first
+    exit_threshold   read each position out at its first loop where the gate reaches this threshold (see `exits`; the config's
+                     early_exit_threshold if not given; at 1 and above the gate exits nowhere)
+    exit_residual, exit_kl, exit_entropy   ... where another criterion does; with several, whichever comes first
     entropy_weight   beta of Ouro's pre-training mixture, sum_t p_t L_t - beta H(p), as the loss instead of the cross-entropy of
                      the last loop
     of_phi           called with (Phi, h_T), Phi the map of one loop of this batch; its value is returned as `penalty`. Inside
@@ -107,6 +108,8 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
         n_loops: int | None = None,
         exit_threshold: float | None = None,
         exit_residual: float | None = None,
+        exit_kl: float | None = None,
+        exit_entropy: float | None = None,
         entropy_weight: float | None = None,
         of_phi: OfPhi | None = None,
         output_hidden_states: bool | None = None,
@@ -121,7 +124,7 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
         if exit_at_step is not None or use_weighted_exit:
             raise TypeError(OFFICIAL)
         n_loops = check_loops(n_loops, self.config)
-        exits = self._exits(exit_threshold, exit_residual, labels)
+        exits = self._exits(labels, exit_threshold, residual=exit_residual, kl=exit_kl, entropy=exit_entropy)
         start = self._first_state(input_ids, inputs_embeds)
         loops = self.model.context(start, attention_mask, position_ids, self._cache(past_key_values, use_cache, n_loops))
         states, mixed = [start], None if labels is None or entropy_weight is None else []
@@ -141,13 +144,14 @@ class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):
             exit_loops=None if exits is None else exits.loops,
         )
 
-    def _exits(self, threshold: float | None, residual: float | None, labels: Tensor | None) -> Exits | None:
+    def _exits(self, labels: Tensor | None, gate: float | None, **others: float | None) -> Exits | None:
         if labels is not None:
-            if threshold is not None or residual is not None:
+            if any(threshold is not None for threshold in (gate, *others.values())):
                 raise ValueError("a loss is that of all loops: give labels or an exit (exit_threshold, exit_residual), not both")
             return None
-        threshold = self.config.early_exit_threshold if threshold is None else threshold
-        return Exits(threshold, residual) if threshold < 1 or residual is not None else None
+        gate = self.config.early_exit_threshold if gate is None else gate
+        thresholds = {by: x for by, x in others.items() if x is not None} | ({"gate": gate} if gate < 1 else {})
+        return Exits(thresholds, Criteria(thresholds, self.model.exit_gate, self.lm_head)) if thresholds else None
 
     def _first_state(self, ids: Tensor | None, embeddings: Stream | None) -> Stream:
         if (ids is None) == (embeddings is None):

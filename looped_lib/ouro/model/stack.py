@@ -16,7 +16,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 
 from looped_lib.ouro.model.cache import LoopedCache
 from looped_lib.ouro.model.configuration import OuroConfig
-from looped_lib.ouro.model.gate import Exits, PerToken, Stream
+from looped_lib.ouro.model.exits import Exits
+from looped_lib.ouro.model.gate import PerToken, Stream
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class OuroModel(OuroPreTrainedModel):
         for t in range(n_loops):
             before, h = h, self.loop(h, t, loops, None if exits is None else exits.reading)
             if exits is not None:
-                exits.look(t, before, h, self.exit_gate(h))
+                exits.look(t, before, h)
             yield h
             if may_stop and exits.all_done:
                 break

@@ -6,6 +6,7 @@ from tiny_ouro import random_ids, tiny
 
 from looped_lib.ouro.evaluate.branches import BranchCache
 from looped_lib.ouro.evaluate.drafts import greedy_texts
+from looped_lib.ouro.model.exits import Exit
 
 DEPTHS, ROOM, ENDS = (1, 2, 3, 6), 7, {5, 7}
 PROMPTS = [row[: 2 + 3 * k % 7].tolist() for k, row in enumerate(random_ids(5, 9))]
@@ -51,6 +52,23 @@ def test_every_depth_writes_what_it_writes_by_itself(case):
     assert greedy_texts(model, PROMPTS, DEPTHS, ROOM, ENDS) == texts
     lengths = {len(text) for answers in texts for text in answers.values()}
     assert ROOM in lengths and min(lengths) < ROOM  # some end by themselves
+
+
+EXITS = (Exit("gate", 0.7, 6), Exit("residual", 0.4, 4), Exit("kl", 0.04, 6), Exit("entropy", 3.64, 5))
+
+
+def test_exits_write_what_generate_does_with_them(case):
+    """Beside depths, in one pass, whatever memory there is."""
+    model, texts = case
+    found = greedy_texts(model, PROMPTS, [*EXITS, *DEPTHS], ROOM, ENDS)
+    assert found == greedy_texts(model, PROMPTS, [*EXITS, *DEPTHS], ROOM, ENDS, at_once=2)
+    assert [{depth: answers[depth] for depth in DEPTHS} for answers in found] == texts
+    for prompt, answers in zip(PROMPTS, found, strict=True):
+        for stop in EXITS:
+            how = {"exit_threshold" if stop.by == "gate" else f"exit_{stop.by}": stop.threshold, "n_loops": stop.loops}
+            greedy = {"do_sample": False, "max_new_tokens": ROOM, "eos_token_id": sorted(ENDS), "pad_token_id": 0}
+            (text,) = model.generate(torch.tensor([prompt]), **greedy, **how).tolist()
+            assert answers[stop] == text[len(prompt) :]
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
@@ -125,5 +143,5 @@ def test_one_depth_is_drafted_only(case):
 
 @pytest.mark.parametrize("depths, room, prompts", [([], 3, [[1]]), ([0, 1], 3, [[1]]), ([1], 0, [[1]]), ([1], 3, [[1], []])])
 def test_what_cannot_be_written_is_an_error(depths, room, prompts):
-    with pytest.raises(ValueError, match="greedy_texts needs depths, room and at_once of at least 1"):
+    with pytest.raises(ValueError, match="greedy_texts needs loops, room and at_once of at least 1"):
         greedy_texts(tiny(), prompts, depths, room, ENDS)

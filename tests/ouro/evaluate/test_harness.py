@@ -28,10 +28,11 @@ from looped_lib.core.files import Busy, holding, read_json, write_json, write_js
 from looped_lib.core.project import find_root
 from looped_lib.ouro.evaluate import checkpoint, checks, engines, harness
 from looped_lib.ouro.evaluate.accuracy import accuracy_by_depth
-from looped_lib.ouro.evaluate.cells import EvaluationConfig, cells, failures, headlines, record, results, samples
+from looped_lib.ouro.evaluate.cells import EvaluationConfig, cells
 from looped_lib.ouro.evaluate.checkpoint import fingerprint
 from looped_lib.ouro.evaluate.checks import check
 from looped_lib.ouro.evaluate.drafts import greedy_texts
+from looped_lib.ouro.evaluate.tables import exits, failures, headlines, record, results, samples
 from looped_lib.ouro.evaluate.worker import Worker
 from looped_lib.ouro.finetune.plan import Machine
 from looped_lib.ouro.model.configuration import OuroConfig
@@ -312,6 +313,16 @@ def test_a_mistake_is_one_error_before_an_engine_starts(mistake, learned, tmp_pa
         ({"data": {"mmlu": "x"}}, "data is by task, but mmlu is not among the tasks"),
         ({"engine": {"seed": 1}}, "engine may not have seed"),
         ({"engine": {"enforce_eager": True}, "backend": "transformers"}, "but the backend is transformers"),
+        ({"exits": {"gate": (0.5,)}}, "exits needs the transformers backend"),
+        ({"exits": {"gate": (0.5,)}, "backend": "transformers", "temperature": 1.0}, "and temperature 0"),
+        (
+            {"exits": {"gate": (1.0,)}},
+            "lists of different thresholds above 0 .of the gate: below 1. by gate, residual",
+        ),
+        ({"exits": {"halting": (0.5,)}}, "exits must be lists of different thresholds"),
+        ({"exits": {"kl": (0.5, 0.5)}}, "exits must be lists of different thresholds"),
+        ({"exits": {"kl": 0.5}}, "exits must be lists of different thresholds"),
+        ({"exits": {"kl": ("0.5",)}}, "exits must be lists of different thresholds"),
     ],
 )
 def test_a_wrong_setting_is_named(values, expected):
@@ -550,6 +561,29 @@ def test_a_depth_by_itself_measures_the_same(here, evaluated, config, tmp_path):
     measured = ["task", "depth", "metric", "value", "stderr", "samples"]
     ours = evaluated.table[evaluated.table["task"].isin(tasks)].reset_index(drop=True)
     pd.testing.assert_frame_equal(results(tmp_path / "out")[measured], ours[measured])
+
+
+def test_exits_are_cells_beside_the_depths(here, config, tmp_path):
+    """With the loops a token that they take. What is there is not measured again."""
+    out, tasks = tmp_path / "out", ("word_problems", "asdiv")
+    few = replace(config, tasks=tasks, data={"asdiv": config.data["asdiv"]}, exits={"gate": (0.4, 0.9), "residual": (1e-9,)})
+    table = harness.evaluate(few, out, progress=False)
+    found = exits(out)
+    assert len(found) == 6 and len(table) == 4 and set(found["depth"]) == {4} and failures(out).empty
+    loops = found.set_index(["task", "exit", "threshold"])["loops"]
+    for task in tasks:
+        assert 1 <= loops[task, "gate", 0.4] < loops[task, "gate", 0.9] <= loops[task, "residual", 1e-9] == 4
+        deepest = table.query(f"task == '{task}' and depth == 4")["value"].item()
+        assert found.query(f"task == '{task}' and exit == 'residual'")["value"].item() == deepest
+    assert json.loads(json.dumps(record(out)))["exits"][0] == {**found.iloc[0].to_dict(), "tokens_per_sec": None}
+    assert sorted(path.name for path in (out / "learned").iterdir()) == [
+        *("T=2", "T=4", "engine", "gate=0.4,T=4", "gate=0.9,T=4", "residual=1e-09,T=4")
+    ]
+    (out / "learned" / "gate=0.9,T=4" / "asdiv.json").unlink()
+    written = {path: path.stat().st_mtime_ns for path in out.glob("*/*T=*/*.json")}
+    harness.evaluate(few, out, progress=False)
+    pd.testing.assert_series_equal(exits(out).set_index(["task", "exit", "threshold"])["loops"], loops)
+    assert all(path.stat().st_mtime_ns == before for path, before in written.items())
 
 
 def test_nothing_measured_is_an_empty_table(tmp_path):

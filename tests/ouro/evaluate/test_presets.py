@@ -59,6 +59,9 @@ def test_smoke_makes_its_own_model_the_same_each_time(tmp_path):
 def test_what_is_named_is_what_is_measured(tmp_path):
     given = {"checkpoints": "a=x/y b=/z", "tasks": "svamp mine", "depths": "1 16", "data": "svamp=/s.jsonl", "limit": 7}
     config = evaluation("cpu", tmp_path, backend="vllm", task_folder="/tasks", **given)
+    assert not config.exits
+    exits = evaluation("cpu", tmp_path, **given, exits="gate=0.5 kl=0.01 gate=0.9").exits
+    assert exits == {"gate": (0.5, 0.9), "kl": (0.01,)}
     assert config.checkpoints == {"a": "x/y", "b": "/z"} and config.tasks == ("svamp", "mine") and config.depths == (1, 16)
     assert config.data == {"svamp": "/s.jsonl"} and config.limit == 7 and config.task_folder == "/tasks"
     assert config.engine == presets.SMALL_VLLM
@@ -99,6 +102,7 @@ def test_a_lora_run_is_measured_and_a_broken_one_stops_nothing(runs, tmp_path):
         ({"checkpoints": "a= b"}, "checkpoints must be name=path"),
         ({"checkpoints": "a='b c"}, "checkpoints: .* cannot be split at its spaces: No closing quotation"),
         ({"depths": "4,8"}, "depths must be loop counts with spaces between, got '4,8'"),
+        ({"exits": "gate"}, "exits must be criterion=threshold, with spaces between several, got 'gate'"),
         ({"backend": "vlm"}, "backend must be one of 'vllm', 'transformers'"),
     ],
 )

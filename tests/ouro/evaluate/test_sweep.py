@@ -1,12 +1,14 @@
 """What a sweep answers at each depth against lm-eval's own engine, which loops once per depth."""
 
 import pytest
+import torch
 from learned_ouro import PROMPTS, ROWS, TOKENIZER, write_learned
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import set_seed
 
 from looped_lib.ouro.evaluate.sweep import Sweep
+from looped_lib.ouro.model.exits import Exit
 from looped_lib.ouro.model.modeling import OuroForCausalLM
 
 DEPTHS, MAX_LEN = (4, 1, 2), 200
@@ -33,10 +35,12 @@ CASES = {
 def engines(tmp_path_factory):
     """A sweep, and lm-eval's engine at a depth."""
     folder = tmp_path_factory.mktemp("learned")
-    write_learned(folder)
+    model = write_learned(folder)
+    torch.nn.init.normal_(model.model.early_exit_gate.weight)  # different tokens exit after different loops
+    model.save_pretrained(folder)
 
-    def separate(depth: int) -> HFLM:
-        model = OuroForCausalLM.from_pretrained(folder, total_ut_steps=depth).eval()
+    def separate(depth: int, **config) -> HFLM:
+        model = OuroForCausalLM.from_pretrained(folder, total_ut_steps=depth, **config).eval()
         return HFLM(model, backend="causal", tokenizer=TOKENIZER, batch_size=3, max_length=MAX_LEN)
 
     return Sweep(OuroForCausalLM.from_pretrained(folder).eval(), TOKENIZER, 3, MAX_LEN), separate
@@ -51,7 +55,7 @@ def test_every_depth_answers_what_its_own_engine_does(case, engines):
         set_seed(0)
         theirs = getattr(separate(depth), requests[0].request_type)(requests)
         set_seed(0)
-        sweep.depth = depth
+        sweep.stop = depth
         ours = getattr(sweep, requests[0].request_type)(requests)
         if case == "choices":
             assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
@@ -59,6 +63,34 @@ def test_every_depth_answers_what_its_own_engine_does(case, engines):
         assert ours == (theirs if requests[0].request_type == "generate_until" else pytest.approx(theirs, rel=1e-5, abs=1e-4))
         found.append(ours)
     assert found[0] != found[1] != found[2] != found[0]  # or the test would say little
+
+
+@pytest.mark.parametrize("case", ["choices", "pages", "answers"])
+def test_an_exit_answers_what_a_model_does_that_exits_by_itself(case, engines):
+    sweep, separate = engines
+    requests, stop = CASES[case], Exit("gate", 0.6, 4)
+    sweep.prepare(requests, [2, stop, Exit("gate", 0.9, 4), Exit("residual", 1e-9, 4)])
+    sweep.stop = stop
+    theirs = separate(4, early_exit_threshold=0.6)
+    ours, said = (getattr(each, requests[0].request_type)(requests) for each in (sweep, theirs))
+    if case == "choices":
+        ours, said = ([log_p for log_p, _ in answers] for answers in (ours, said))
+    assert ours == (said if case == "answers" else pytest.approx(said, rel=1e-5, abs=1e-4))
+    assert 1 < sweep.mean_loops(stop) < sweep.mean_loops(Exit("gate", 0.9, 4)) < sweep.mean_loops(Exit("residual", 1e-9, 4)) == 4
+    if case == "answers":
+        prompt = TOKENIZER(requests[0].args[0], return_tensors="pt").input_ids
+        sweep.prepare(requests[:1], [stop])
+        text = theirs.model.generate(prompt, max_new_tokens=24, do_sample=False, eos_token_id=ENDS)
+        taus = theirs.model(text[:, :-1]).exit_loops[0, prompt.shape[1] - 1 :]
+        assert sweep.mean_loops(stop) == taus.double().mean() and len(taus.unique()) > 1
+
+
+def test_an_exit_of_what_is_not_greedy_is_refused(engines):
+    sweep, _ = engines
+    sweep.stop = Exit("gate", 0.6, 4)
+    sweep.prepare(CASES["beams"], [sweep.stop])
+    with pytest.raises(ValueError, match="its answers are not greedy ones .*num_beams.*, and exits are measured of those only"):
+        sweep.generate_until(CASES["beams"])
 
 
 @pytest.mark.parametrize("case", ["choices", "pages", "answers"])
@@ -74,7 +106,7 @@ def test_all_depths_are_one_pass(case, engines, monkeypatch):
     assert loops == alone or case == "answers"
     loops.clear()
     for depth in DEPTHS:
-        sweep.depth = depth
+        sweep.stop = depth
         getattr(sweep, CASES[case][0].request_type)(CASES[case])
     assert loops == []
 

@@ -14,7 +14,8 @@ from looped_lib.config import to_dict
 from looped_lib.core.checks import ConfigError
 from looped_lib.core.files import read_json, write_json, write_jsonl
 from looped_lib.ouro.evaluate import checks
-from looped_lib.ouro.evaluate.cells import EvaluationConfig, headlines, record, results, samples, without_accuracy
+from looped_lib.ouro.evaluate.cells import EvaluationConfig
+from looped_lib.ouro.evaluate.tables import headlines, record, results, samples, without_accuracy
 from looped_lib.ouro.evaluate.worker import Worker
 from looped_lib.ouro.model.configuration import OuroConfig
 from looped_lib.widgets import answers
@@ -36,9 +37,9 @@ class Script(LM):
     """Says `text` to every question, until one of the stops."""
 
     tokenizer_name = "script"
-    depth = None
+    stop = None
 
-    def prepare(self, requests, depths):
+    def prepare(self, requests, stops):
         """There is nothing to prepare."""
 
     def __init__(self, text: str = ""):
@@ -90,7 +91,7 @@ def config(tmp_path, monkeypatch):
 
 def worker_of(config: EvaluationConfig, out: Path) -> Worker:
     files = checks._task_files(config, set(config.tasks))
-    asked = [(2, task) for task in config.tasks]
+    asked = [("T=2", task) for task in config.tasks]
     spec = {"config": to_dict(config), "checkpoint": "a", "cells": asked, "tasks": files, "weights": "w"}
     write_json(out / "a" / "engine" / "spec.json", spec)
     return Worker(out / "a" / "engine")

@@ -1,4 +1,4 @@
-"""Which loop each position is read out at: by gate and by residual, as the equations say, whatever shares the batch."""
+"""Which loop each position is read out at: by gate, residual and readouts, as the equations say, whatever shares the batch."""
 
 import pytest
 import torch
@@ -7,7 +7,13 @@ from tiny_ouro import random_ids, sizes_of, tiny
 
 from looped_lib.ouro.model.cache import LastLoopCache, LoopCache
 
-EXITS = [{"exit_threshold": 0.7}, {"exit_residual": 0.4}, {"exit_threshold": 0.8, "exit_residual": 0.35}]
+EXITS = [
+    {"exit_threshold": 0.7},
+    {"exit_residual": 0.4},
+    {"exit_kl": 0.04},
+    {"exit_entropy": 3.64},
+    {"exit_threshold": 0.8, "exit_residual": 0.35},
+]
 
 
 def counting(model) -> list[int]:
@@ -24,7 +30,7 @@ def test_exit_loop_and_logits_are_the_equations(how, n_loops):
     model, ids = tiny(), random_ids(4, 9)
     w = model.state_dict()
     path = states(w, ids, n_loops, sizes_of(model))
-    tau = exit_loops(w, path, how.get("exit_threshold"), how.get("exit_residual"))
+    tau = exit_loops(w, path, **{name.removeprefix("exit_"): x for name, x in how.items()})
     out = model(ids, n_loops=n_loops, **how)
     assert torch.equal(out.exit_loops, tau) and (n_loops == 1 or len(tau.unique()) > 1)
     torch.testing.assert_close(out.logits, logits(w, at_loop(path, tau)), rtol=1e-5, atol=1e-5)
