@@ -11,7 +11,7 @@ from typing import Any
 from looped_lib.config import ExperimentConfig, differences, from_dict
 from looped_lib.core.checks import ConfigError
 from looped_lib.core.project import CHECKPOINTS, runs_folder
-from looped_lib.training import checkpoints, folder
+from looped_lib.training import checkpoints
 from looped_lib.training.checkpoints import NAME, STATE, Checkpoint
 
 LONGER = "steps lr lr_end warmup_steps log_every checkpoint_every".split()
