@@ -48,7 +48,9 @@ def test_the_core_imports_without_the_extras():
     modules = (p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for p in (ROOT / "looped_lib").rglob("*.py"))
     names = [m.removeprefix("looped_lib.") for m in modules if not m.endswith("__")]
     core = [n for n in names if any(f"{n}.".startswith(f"{room}.") for room in CORE) and n not in NOT_CORE]
-    blocked = "plotly papermill IPython ipywidgets nbformat rich yaml transformers datasets lm_eval peft trl".split()
+    blocked = (
+        "plotly papermill IPython ipywidgets jupyter_client nbformat rich yaml transformers datasets lm_eval peft trl".split()
+    )
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); from importlib import import_module\n"
     code += f"for name in {core}: import_module('looped_lib.' + name)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

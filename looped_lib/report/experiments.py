@@ -40,8 +40,8 @@ def placements(size: str, names: Sequence[str] = get_args(NormPlacement), norm_t
 
 def distributions(size: str, prelude: int = 0, coda: int = 0, l2: bool = False) -> Configs:
     """Section 4.2, by distribution, with unlooped blocks and the L2 penalty or without."""
-    weight = l2 * L2_WEIGHT[size]
-    return {name: only(loops_study(size, name, prelude, coda, weight)) for name in ("log_normal", "poisson", "uniform")}
+    settings = {"prelude": prelude, "coda": coda, "l2": l2 * L2_WEIGHT[size]}
+    return {name: only(loops_study(size, name, **settings)) for name in ("log_normal", "poisson", "uniform")}
 
 
 def stars(size: str) -> Configs:

@@ -1,13 +1,14 @@
 """The experiments beyond the paper, as functions from a preset's name (see `sizes`) to {run name: ExperimentConfig}.
 
-A value that cannot be meant is a ValueError that names the parameter.
+An invalid value is a ValueError that names the parameter or the config's field.
 """
 
 from dataclasses import replace
-from typing import get_args
+from typing import Any
 
-from looped_lib.config import CarryConfig, ExperimentConfig, InitialState, InjectionKind, PenaltyConfig
+from looped_lib.config import CarryConfig, ExperimentConfig, PenaltyConfig
 from looped_lib.regularizers import public_code_penalty
+from looped_lib.studies.parameters import changed, run_name, with_values
 from looped_lib.studies.sizes import Configs, base, learned, loops, one_of, onset
 
 RECIPES = ("random", "carry", "stars_carry", "inject", "inject_carry", "inject_penalty", "diagonal_noise")
@@ -17,61 +18,33 @@ INGREDIENTS = (
 )
 
 
-def beyond_study(
-    preset: str,
-    recipe: str = "",
-    injection: str = "none",
-    initial_state: str = "embedding",
-    backprop_loops: int = 0,
-    per_sequence: bool = False,
-    digits: int = 0,
-    seed: int = 0,
-) -> Configs:
+def beyond_study(preset: str, recipe: str = "", digits: int = 0, seed: int = 0, **settings: Any) -> Configs:
     """One run: that of `recipe_study` if `recipe` is given, else of `input_study`. `digits` 0: as the size has (see `base`)."""
-    settings = {
-        "injection": injection,
-        "initial_state": initial_state,
-        "backprop_loops": backprop_loops,
-        "per_sequence": per_sequence,
-    }
     if not recipe:
-        return input_study(preset, **settings, digits=digits, seed=seed)
-    if tuple(settings.values()) != ("none", "embedding", 0, False):
-        raise ValueError(f"recipe and {', '.join(settings)} are two ways to ask: leave recipe empty or the others as they are")
+        return input_study(preset, digits=digits, seed=seed, **settings)
+    if given := changed(base(preset), settings):
+        raise ValueError(f"recipe and {', '.join(given)} are two ways to ask: leave recipe empty or the others as they are")
     return recipe_study(preset, recipe, digits, seed)
 
 
 def input_study(
-    preset: str,
-    injection: str = "none",
-    initial_state: str = "embedding",
-    backprop_loops: int = 0,
-    per_sequence: bool = False,
-    digits: int = 0,
-    seed: int = 0,
+    preset: str, injection: str = "none", initial_state: str = "embedding", digits: int = 0, seed: int = 0, **training: Any
 ) -> Configs:
-    """Random loops (log-normal): does the input enter every loop, where do the loops begin, and what do gradients go through?"""
-    one_of("injection", injection, get_args(InjectionKind))
-    one_of("initial_state", initial_state, get_args(InitialState))
+    """Random loops (log-normal): does the input enter every loop, where do the loops begin, and what do gradients go through?
+
+    `training` has `backprop_loops` and `per_sequence`.
+    """
+    settings = {"injection": injection, "initial_state": initial_state, **training}
     experiment = replace(base(preset, seed, digits), loops=loops(preset))
-    training = replace(experiment.training, backprop_loops=backprop_loops, per_sequence_loops=per_sequence)
-    model = replace(experiment.model, injection=injection, initial_state=initial_state)
-    parts = [
-        injection,
-        "random_start" * (initial_state == "random"),
-        f"backprop{backprop_loops}" * (backprop_loops > 0),
-        "per_sequence" * per_sequence,
-        f"{digits}digits" * (digits > 0),
-    ]
-    return {"-".join(filter(None, [*parts, f"seed{seed}"])): replace(experiment, model=model, training=training)}
+    shown = {"injection": injection} | changed(experiment, settings)
+    return {run_name(seed, shown, f"{digits}digits" * (digits > 0)): with_values(experiment, **settings)}
 
 
 def recipe_study(preset: str, recipe: str, digits: int = 0, seed: int = 0) -> Configs:
     """One candidate for the cheapest training that holds the accuracy at every depth (see `recipes`)."""
     one_of("recipe", recipe, (*RECIPES, *INGREDIENTS))
-    name = "-".join(filter(None, [recipe, f"{digits}digits" * (digits > 0), f"seed{seed}"]))
     make = recipes if recipe in RECIPES else ingredients
-    return {name: make(preset, seed, digits)[recipe]}
+    return {run_name(seed, recipe, f"{digits}digits" * (digits > 0)): make(preset, seed, digits)[recipe]}
 
 
 def recipes(preset: str, seed: int = 0, digits: int = 0) -> Configs:
@@ -87,7 +60,7 @@ def recipes(preset: str, seed: int = 0, digits: int = 0) -> Configs:
     """
     experiment = base(preset, seed, digits)
     random = replace(experiment, loops=loops(preset, "log_normal" if preset in ("narrow", "paper") else "uniform"))
-    inject = replace(random, model=replace(random.model, injection="add"))
+    inject = with_values(random, injection="add")
     begin = learned(preset, experiment)
     carry = CarryConfig(share=0.5, max_loops=200, onset=begin)
     penalty = PenaltyConfig(weight=0.01, onset=begin)
@@ -137,5 +110,5 @@ def ingredients(preset: str, seed: int = 0, digits: int = 0) -> Configs:
         "random_half_width": wide(random, 0.5),
         "random_double_width": wide(random, 2),
         "relative_change": replace(random, penalty=change),
-        "inject_noise": replace(random, model=replace(random.model, injection="add", initial_state="random")),
+        "inject_noise": with_values(random, injection="add", initial_state="random"),
     }

@@ -3,26 +3,19 @@
 In size `paper` every run has the settings of the authors' public code (runs/PAPER.md lists them, and what stays different).
 
 A study's variants differ in what the study is about and in nothing else. Studies 2 and 3 can be asked in two ways: by a `variant`
-of the paper's, or by the settings themselves, which gives exactly one run. A value that cannot be meant is a ValueError that
-names the parameter. `CONFIGS` says which function a notebook calls, with the notebook's own parameters.
+of the paper's, or by the settings themselves (see `parameters`), which gives exactly one run. An invalid value is a ValueError
+that names the parameter or the config's field. `configs` is what a notebook trains with its parameters.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
-from looped_lib.config import (
-    CarryConfig,
-    ExperimentConfig,
-    ModelConfig,
-    NormPlacement,
-    NormType,
-    PenaltyConfig,
-    Product,
-    Quantity,
-)
+from looped_lib.config import CarryConfig, ExperimentConfig, ModelConfig, NormPlacement, NormType, PenaltyConfig, Quantity
 from looped_lib.regularizers import public_code_penalty
 from looped_lib.studies.beyond import beyond_study, recipes
+from looped_lib.studies.parameters import PARAMETERS, changed, run_name, with_values
 from looped_lib.studies.sizes import PRESETS, Configs, base, choose, loops, one_of, onset
 
 
@@ -43,29 +36,22 @@ def norm_study(
     for placement in choose("norm_placement", norm_placement, placements):
         for kind in choose("norm_type", norm_type, types):
             alpha = {"deepnorm_alpha": deepnorm_alpha} if kind == "DeepNorm" else {}
-            model = replace(experiment.model, norm_placement=placement, norm_type=kind, **alpha)
             name = f"{kind}_alpha{deepnorm_alpha:g}" if alpha and other_alpha else kind
-            configs[f"{placement}-{name}-seed{seed}"] = replace(experiment, model=model)
+            values = {"norm_placement": placement, "norm_type": kind, **alpha}
+            configs[run_name(seed, placement, name)] = with_values(experiment, **values)
     return configs
 
 
 def random_loop_study(
-    preset: str,
-    variant: str = "all",
-    distribution: str = "",
-    prelude: int = 0,
-    coda: int = 0,
-    l2: float = 0.0,
-    norm_placement: str = "",
-    seed: int = 0,
+    preset: str, variant: str = "all", distribution: str = "", norm_placement: str = "", seed: int = 0, **settings: Any
 ) -> Configs:
     """Section 4.2: random loop counts without Jacobian, by `variant`, or as `loops_study` if `distribution` is given."""
     if distribution:
         _no_variant(variant, "distribution")
-        return loops_study(preset, distribution, prelude, coda, l2, norm_placement, seed)
-    if (prelude, coda, l2) != (0, 0, 0):
+        return loops_study(preset, distribution, norm_placement, seed, **settings)
+    if changed(base(preset), settings):
         raise ValueError("prelude, coda and l2 go with distribution: give one of log_normal, poisson, uniform")
-    changes = {
+    variants = {
         "log_normal": {},
         "poisson": {"distribution": "poisson"},
         "uniform": {"distribution": "uniform"},
@@ -75,64 +61,46 @@ def random_loop_study(
         "l2": {"l2": L2_WEIGHT[preset]},
     }
     placement = norm_placement or PLACEMENT.get(preset, "")
-    end = f"{placement}-" * bool(placement) + f"seed{seed}"
     return {
-        f"{name}-{end}": _only(loops_study(preset, norm_placement=placement, seed=seed, **changes[name]))
-        for name in choose("variant", variant, tuple(changes))
+        run_name(seed, name, placement): _only(loops_study(preset, norm_placement=placement, seed=seed, **variants[name]))
+        for name in choose("variant", variant, tuple(variants))
     }
 
 
 def loops_study(
-    preset: str,
-    distribution: str = "log_normal",
-    prelude: int = 0,
-    coda: int = 0,
-    l2: float = 0.0,
-    norm_placement: str = "",
-    seed: int = 0,
+    preset: str, distribution: str = "log_normal", norm_placement: str = "", seed: int = 0, **settings: Any
 ) -> Configs:
-    """One run: a loop-count distribution, unlooped blocks around the loop, the L2 penalty's weight, and where the norm stands.
+    """One run: a loop-count distribution, where the norm stands, and as `settings` unlooped blocks around the loop (`prelude`,
+    `coda`) and the weight of the L2 penalty (`l2`).
 
     An empty `norm_placement` is that of all studies, sandwich_dual; in size `paper` it is sandwich_branch, as in the public
     training script of this section (whose test file has sandwich_dual). There the L2 penalty begins with the first step, too.
     """
     experiment = replace(base(preset, seed), loops=loops(preset, distribution))
-    model = replace(experiment.model, prelude_layers=prelude, coda_layers=coda)
-    if placement := norm_placement or PLACEMENT.get(preset, ""):
-        model = replace(model, norm_placement=one_of("norm_placement", placement, get_args(NormPlacement)))
-    experiment = replace(experiment, model=model)
-    if l2:
+    shown = changed(experiment, settings)
+    placement = norm_placement or PLACEMENT.get(preset, "")
+    experiment = with_values(experiment, **settings, norm_placement=placement or experiment.model.norm_placement)
+    if experiment.penalty.l2_weight:
         begin = 0 if preset == "paper" else onset(preset, experiment)
-        experiment = replace(experiment, penalty=PenaltyConfig(l2_weight=l2, onset=begin))
-    parts = [distribution, f"prelude{prelude}" * (prelude > 0), f"coda{coda}" * (coda > 0), f"l2_{l2:g}" * (l2 > 0), placement]
-    return {"-".join(filter(None, [*parts, f"seed{seed}"])): experiment}
+        experiment = replace(experiment, penalty=replace(experiment.penalty, onset=begin))
+    return {run_name(seed, distribution, shown, placement): experiment}
 
 
-def jacobian_study(
-    preset: str,
-    variant: str = "all",
-    quantity: str = "",
-    product: str = "vjp",
-    iterations: int = 1,
-    persistent: bool = False,
-    weight: float = 0.1,
-    seed: int = 0,
-) -> Configs:
+def jacobian_study(preset: str, variant: str = "all", quantity: str = "", seed: int = 0, **settings: Any) -> Configs:
     """Section 4.3: random loops alone, and with each Jacobian penalty (w = 0.1, from the onset on), by the paper's `variant`; or
     as `penalty_study` if `quantity` is given.
 
     `public_code` has the public penalty; `public` is the whole run as the public code really makes it: its four loader workers
     read the same file, so that each batch comes four times in a row, in the order of the file.
     """
-    settings = {"product": product, "iterations": iterations, "persistent": persistent, "weight": weight}
     if quantity:
         _no_variant(variant, "quantity")
-        return penalty_study(preset, quantity, **settings, seed=seed)
-    if settings != {"product": "vjp", "iterations": 1, "persistent": False, "weight": 0.1}:
-        raise ValueError(f"{', '.join(settings)} go with quantity: give one of {', '.join((*get_args(Quantity), 'public_code'))}")
+        return penalty_study(preset, quantity, seed, **settings)
     experiment = replace(base(preset, seed), loops=loops(preset))
+    if given := changed(with_values(experiment, weight=WEIGHT), settings):
+        raise ValueError(f"{', '.join(given)} go with quantity: give one of {', '.join((*get_args(Quantity), 'public_code'))}")
     begin = onset(preset, experiment)
-    on = {"weight": 0.1, "onset": begin, "share": _share(preset)}
+    on = {"weight": WEIGHT, "onset": begin, "share": _share(preset)}
     public = {"penalty": replace(public_code_penalty(), onset=begin)}
     changes = {
         "random": {},
@@ -148,26 +116,21 @@ def jacobian_study(
     all_variants = tuple(changes)
     changes["public"] = public | {"training": replace(experiment.training, batch_repeats=4, shuffle=False)}
     chosen = all_variants if variant == "all" else (one_of("variant", variant, (*changes, "all")),)
-    return {f"{name}-seed{seed}": replace(experiment, **changes[name]) for name in chosen}
+    return {run_name(seed, name): replace(experiment, **changes[name]) for name in chosen}
 
 
-def penalty_study(
-    preset: str,
-    quantity: str = "squared_fro",
-    product: str = "vjp",
-    iterations: int = 1,
-    persistent: bool = False,
-    weight: float = 0.1,
-    seed: int = 0,
-) -> Configs:
-    """One run: random loops with one estimator of one quantity of the Jacobian, from the onset on."""
+def penalty_study(preset: str, quantity: str = "squared_fro", seed: int = 0, **settings: Any) -> Configs:
+    """One run: random loops with one estimator of one quantity of the Jacobian, from the onset on.
+
+    `settings` are `product`, `iterations`, `persistent` and `weight` (default: 0.1).
+    """
     one_of("quantity", quantity, (*get_args(Quantity), "public_code"))
-    one_of("product", product, get_args(Product))
     experiment = replace(base(preset, seed), loops=loops(preset))
     start = public_code_penalty() if quantity == "public_code" else PenaltyConfig(quantity=quantity, share=_share(preset))
-    settings = {"product": product, "iterations": iterations, "persistent": persistent, "weight": weight}
-    name = f"{quantity}-{product}-{iterations}it{'-persistent' * persistent}-w{weight:g}-seed{seed}"
-    return {name: replace(experiment, penalty=replace(start, **settings, onset=onset(preset, experiment)))}
+    settings = {"product": start.product, "iterations": start.iterations, "weight": WEIGHT} | settings
+    penalised = replace(experiment, penalty=replace(start, onset=onset(preset, experiment)))
+    shown = {name: settings[name] for name in PARAMETERS if settings.get(name)}
+    return {run_name(seed, quantity, shown): with_values(penalised, **settings)}
 
 
 def tour(preset: str, seed: int = 0) -> Configs:
@@ -186,14 +149,25 @@ L2_WEIGHT = {preset: 1.0 if preset == "paper" else 0.1 for preset in PRESETS}
 PLACEMENT = {"paper": "sandwich_branch"}
 """Where the norm stands in section 4.2, by preset; where not given, as in all studies."""
 
-CONFIGS: dict[str, Callable[..., Configs]] = {
+WEIGHT = 0.1
+"""Of the Jacobian penalty, where nothing else is said."""
+
+NOTEBOOKS: dict[str, Callable[..., Configs]] = {
     "00_tour": tour,
     "01_norm_placement": norm_study,
     "02_random_loops": random_loop_study,
     "03_jacobian_regularization": jacobian_study,
     "09_beyond_the_paper": beyond_study,
 }
-"""By notebook: what makes its configs from its parameters, all but `max_depth` and `out`."""
+"""What makes the configs of a notebook."""
+
+
+def configs(notebook: str, values: Mapping[str, Any]) -> Configs:
+    """What a notebook of NOTEBOOKS trains, given its parameters by their names; other names in `values` do not count."""
+    make = NOTEBOOKS[notebook]
+    known = inspect.signature(make).parameters
+    settings = PARAMETERS if "settings" in known else {}
+    return make(**{name: value for name, value in values.items() if name in known or name in settings})
 
 
 def _share(preset: str) -> float:

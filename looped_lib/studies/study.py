@@ -28,7 +28,7 @@ from urllib.parse import quote
 from looped_lib.core.project import runs_folder
 from looped_lib.runs.experiment import check_depth
 from looped_lib.studies.batch import is_of_type, parameter_types
-from looped_lib.studies.paper import CONFIGS, PRESETS
+from looped_lib.studies.paper import NOTEBOOKS, PRESETS, configs
 from looped_lib.studies.sizes import Configs
 from looped_lib.studies.study_file import StudyError, read_study
 
@@ -123,8 +123,7 @@ class Study:
     def configs(self, parameters: Parameters) -> Configs:
         """What a run with these parameters trains, by name; nothing where it is not known what the notebook trains."""
         ours = self.notebook.resolve() == _ours(self.notebook.name)  # a copy elsewhere may have been changed
-        make = CONFIGS.get(self.notebook.stem) if ours else None
-        return make(**{k: v for k, v in parameters.items() if k != "max_depth"}) if make else {}
+        return configs(self.notebook.stem, parameters) if ours and self.notebook.stem in NOTEBOOKS else {}
 
     def check_configs(self, size: str, seeds: Sequence[int] | None = None) -> None:
         """StudyError if a run of this size, with its own seeds or those given, is one that its notebook would refuse; also where

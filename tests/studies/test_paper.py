@@ -9,6 +9,7 @@ import pytest
 from looped_lib.core.project import find_root
 from looped_lib.samplers import LogNormalLoops, PoissonLoops, UniformLoops
 from looped_lib.studies import beyond, paper, sizes
+from looped_lib.studies.parameters import PARAMETERS, with_values
 
 STUDIES = {"norm": paper.norm_study, "random": paper.random_loop_study, "jacobian": paper.jacobian_study}
 
@@ -56,7 +57,7 @@ def test_a_variant_is_a_choice_of_settings():
     by_settings = paper.jacobian_study("cpu", quantity="spectral_norm", iterations=4, seed=2)
     assert by_settings == {"spectral_norm-vjp-4it-w0.1-seed2": variants["spectral_norm-seed2"]}
     assert paper.penalty_study("cpu", "public_code", seed=2).popitem()[1] == variants["public_code-seed2"]
-    (one,) = paper.penalty_study("cpu", "spectral_radius", "jvp", persistent=True, weight=0.01).values()
+    (one,) = paper.penalty_study("cpu", "spectral_radius", product="jvp", persistent=True, weight=0.01).values()
     assert (one.penalty.product, one.penalty.iterations, one.penalty.persistent, one.penalty.weight) == ("jvp", 1, True, 0.01)
 
 
@@ -69,7 +70,7 @@ def test_the_weight_of_deepnorm_can_be_set():
 def test_settings_beyond_the_paper():
     (plain,) = beyond.beyond_study("cpu", seed=1).values()
     assert plain == paper.jacobian_study("cpu", "random", seed=1)["random-seed1"]
-    ((name, config),) = beyond.beyond_study("cpu", "", "diagonal", "random", 2, seed=1).items()
+    ((name, config),) = beyond.beyond_study("cpu", injection="diagonal", initial_state="random", backprop_loops=2, seed=1).items()
     assert name == "diagonal-random_start-backprop2-seed1"
     assert replace(config, model=plain.model, training=plain.training) == plain
     assert (config.model.injection, config.model.initial_state, config.training.backprop_loops) == ("diagonal", "random", 2)
@@ -132,13 +133,24 @@ def test_another_number_of_digits_is_generated_and_trained_as_much_longer():
     assert four.carry.onset == 2 * three.carry.onset == four.penalty.onset == 2 * three.penalty.onset
 
 
-@pytest.mark.parametrize("notebook", paper.CONFIGS)
-def test_a_notebook_has_the_parameters_of_its_function(notebook):
-    of_function = {name: p.default for name, p in inspect.signature(paper.CONFIGS[notebook]).parameters.items()}
-    of_notebook = papermill.inspect_notebook(str(find_root() / "notebooks" / f"{notebook}.ipynb"))
-    assert list(of_function) == [name for name in of_notebook if name not in ("max_depth", "out")]
-    for name, default in of_function.items():
-        assert name == "preset" or default == eval(of_notebook[name]["default"]), name
+@pytest.mark.parametrize("notebook", paper.NOTEBOOKS)
+def test_a_notebook_has_the_parameters_of_its_study_with_their_defaults(notebook):
+    path = find_root() / "notebooks" / f"{notebook}.ipynb"
+    of_notebook = {name: eval(p["default"]) for name, p in papermill.inspect_notebook(str(path)).items()}
+    known = {*inspect.signature(paper.NOTEBOOKS[notebook]).parameters} - {"settings"}
+    assert known <= set(of_notebook) <= known | {*PARAMETERS, "max_depth", "out"}
+    assert paper.configs(notebook, of_notebook) == paper.configs(notebook, {"preset": of_notebook["preset"]})
+    if notebook != "00_tour":
+        assert f'configs("{notebook}", vars())' in path.read_text().replace("\\", "")
+
+
+def test_each_parameter_is_a_field_of_the_config():
+    experiment = sizes.base("smoke")
+    for name, (path, _) in PARAMETERS.items():
+        part, field = path.split(".")
+        assert with_values(experiment, **{name: getattr(getattr(experiment, part), field)}) == experiment
+    with pytest.raises(ValueError, match="unknown parameter preludes; a study's settings are norm_placement, "):
+        paper.loops_study("smoke", preludes=1)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +183,7 @@ def test_unknown_names_are_refused_with_the_choices(call, name):
         (lambda: paper.jacobian_study("cpu", "random", "squared_fro"), "variant and quantity are two ways"),
         (lambda: paper.jacobian_study("cpu", weight=0.2), "weight go with quantity: give one of squared_fro"),
         (lambda: paper.penalty_study("cpu", iterations=4), "iterations must be 1 for 'squared_fro'"),
-        (lambda: beyond.beyond_study("cpu", "carry", "add"), "recipe and injection, initial_state"),
+        (lambda: beyond.beyond_study("cpu", "carry", injection="add"), "recipe and injection are two ways"),
         (lambda: beyond.input_study("cpu", initial_state="random"), "initial_state 'random' needs an injection"),
         (lambda: beyond.input_study("cpu", backprop_loops=2, per_sequence=True), "one loop count per batch"),
         (lambda: paper.penalty_study("cpu", persistent=True), "persistent keeps power-iteration vectors"),

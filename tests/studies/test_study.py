@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 
-from looped_lib.studies.paper import CONFIGS, PRESETS
+from looped_lib.studies.paper import NOTEBOOKS, PRESETS
 from looped_lib.studies.study import FOLDER, Study, StudyError, load, shipped
 
 GOOD = """\
@@ -194,7 +194,7 @@ def test_the_projects_studies_are_right_in_every_size(name):
     sizes = [size for size in PRESETS if name != "seeds" or size in ("smoke", "cpu")]  # the tour has these two
     for size in sizes:
         study.check_configs(size)
-        trained = [tuple(CONFIGS[study.notebook.stem](**_without_depth(p)).values()) for p in study.runs(size).values()]
+        trained = [tuple(NOTEBOOKS[study.notebook.stem](**_without_depth(p)).values()) for p in study.runs(size).values()]
         assert len(set(map(str, trained))) == len(trained), "two runs of one experiment"
 
 
