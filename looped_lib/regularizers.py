@@ -1,124 +1,81 @@
-"""The penalties that are added to the loss: on the Jacobian J of Phi at the last state, and on the last loop's change.
+"""What may be added to the loss: a penalty on the Jacobian J of Phi at the last state, and any other term on the last two states.
 
-    loss = (1 - weight) CE + weight R + l2_weight S
+    loss = (1 - w) CE + w R + sum of weight_i S_i
 
-R, a mean over the rows it is estimated on, by `PenaltyConfig.quantity` (all three in the same units, a squared gain per
-loop):
+w and R are those of a PenaltyConfig, whose R is one of (all three in the same units, a squared gain per loop)
 
     squared_fro       ||J||_F^2 / N     the mean squared singular value; N = seq * d_model entries of a row
     spectral_norm     sigma_max(J)^2
     spectral_radius   rho(J)^2          its gradient is a surrogate for non-normal J (see `jacobian.spectral_radius`)
 
-What is constant: h_T (R moves Phi, not the trajectory that led to h_T), the probe vectors and every power iteration but
-the last. What receives gradient: the parameters of Phi, through the last product with J. Dropout is off while J is
-estimated.
+estimated by `training.jacobian_penalty`. Each S_i is a `Penalty`: a class under it, wherever it is defined, is a term.
 """
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
-from looped_lib.config import LastChange, PenaltyConfig
-from looped_lib.dynamics.jacobian import (
-    Product,
-    Step,
-    Stream,
-    finite_difference,
-    jvp,
-    random_normal,
-    random_signs,
-    spectral_norm,
-    spectral_radius,
-    squared_fro,
-    vjp,
-)
-from looped_lib.models.looped import evaluating
-from looped_lib.models.state import loop_at
+from looped_lib.core import checks
+from looped_lib.core.checks import ConfigError
+from looped_lib.core.kinds import Kind
 
-PRODUCTS: dict[str, Product] = {"vjp": vjp, "jvp": jvp, "finite_difference": finite_difference}
-_POWER_ITERATIONS = {"spectral_norm": spectral_norm, "spectral_radius": spectral_radius}
-_STREAM = 0x500  # keeps probe vectors independent of every other stream derived from the same seed
+Quantity = Literal["squared_fro", "spectral_norm", "spectral_radius"]
+Product = Literal["vjp", "jvp", "finite_difference"]
+Stream = Float[Tensor, "batch seq d_model"]
 
 
-class JacobianPenalty:
-    """R of one training step. Nothing in it waits for the device.
+@dataclass(frozen=True, kw_only=True)
+class PenaltyConfig:
+    """Which penalty on J = dPhi/dh at the last state is added to the loss, and how it is estimated.
 
-    Probe vectors are a pure function of (seed, training_step, rank). With `config.persistent`, power iterations start
-    from where the previous call of the same rank ended: its rows were other problems, so this is a good guess, not a
-    continuation, and it needs batches of one shape. Those vectors are the only state.
+    `training.jacobian_penalty` says what is detached and what receives gradient.
     """
 
-    def __init__(self, config: PenaltyConfig, seed: int):
-        self.config = config
-        self.seed = seed
-        self._vectors: dict[str, Tensor] = {}
+    weight: float = 0.0
+    """w above. 0 leaves the Jacobian out (and costs nothing)."""
+    quantity: Quantity = "squared_fro"
+    """What R estimates: ||J||_F^2 per entry of h, the squared spectral norm, or the squared spectral radius."""
+    product: Product = "vjp"
+    """How J is applied: exact v^T J, exact J v, or (Phi(h + eps v) - Phi(h - eps v)) / (2 eps)."""
+    iterations: int = 1
+    """Power iterations, all but the last detached. Squared Frobenius takes one probe: leave it at 1."""
+    persistent: bool = False
+    """Keep the power-iteration vectors from one training step to the next instead of drawing new ones."""
+    share: float = 0.25
+    """Share of the batch the penalty is estimated on; 1 uses every sequence."""
+    onset: int = 2000
+    """First training step with the penalty (the paper: after warm-up)."""
+    public_code: bool = False
+    """Estimate exactly as the public code does (see `public_code_penalty`)."""
 
-    def __call__(self, model: nn.Module, h_T: Stream, training_step: int, rank: int = 0) -> Float[Tensor, ""]:
-        """R at states h_T of `model` (anything with `step(h)`), on ceil(share * batch) evenly spaced rows.
-
-        J is that of the moving part of the state (see `state`).
-
-        Evenly, because the first rows of a batch may be carried ones: both kinds are penalised in proportion.
-
-        `rank` numbers whatever estimates R in the same training step: processes, and the parts of an accumulated batch.
-        """
-        step, h = loop_at(model, _evenly_spaced(h_T.detach(), self.config.share))
-        if self.config.public_code:
-            probe = random_normal(h, self._generator(h, training_step, rank))
-            return _public_code(step, h, probe, self.config.iterations)
-        with evaluating(model):
-            return self.of(step, h, training_step, rank)
-
-    def of(
-        self, step: Step, h: Stream, training_step: int, rank: int = 0, tokens: Bool[Tensor, "batch seq"] | None = None
-    ) -> Float[Tensor, ""]:
-        """R of one loop `step` at all rows of h. With `tokens`, J is that of the marked positions only (the others are padding):
-        its other rows and columns are left out, and N counts the marked entries of each row."""
-        h = h.detach()
-        generator = self._generator(h, training_step, rank)
-        if tokens is None:
-            return self._mean(step, h, None, generator, f"vector.{rank}")
-        marked = tokens[..., None].to(h.dtype)
-
-        def block(x: Stream) -> Stream:
-            return step(torch.where(tokens[..., None], x, h)) * marked
-
-        return self._mean(block, h, marked, generator, f"vector.{rank}")
-
-    def state(self) -> dict[str, Tensor]:
-        """The persistent vectors, one per rank that has called; empty unless `config.persistent`."""
-        return dict(self._vectors)
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from what `state` returned."""
-        self._vectors = dict(state)
-
-    def _mean(self, step: Step, h: Stream, marked: Tensor | None, generator: torch.Generator, name: str) -> Tensor:
-        c = self.config
-        product = PRODUCTS[c.product]
-        if c.quantity == "squared_fro":
-            probe = random_signs(h, generator)
-            entries = h[0].numel() if marked is None else marked.sum((1, 2)) * h.shape[-1]
-            return (squared_fro(step, h, product, probe if marked is None else probe * marked) / entries).mean()
-        start = random_normal(h, generator) if name not in self._vectors else self._vectors[name].to(h)
-        if start.shape != h.shape:
-            raise ValueError(
-                f"the persistent vectors have shape {tuple(start.shape)}, the states {tuple(h.shape)}: "
-                "PenaltyConfig.persistent needs batches of one shape"
+    def __post_init__(self):
+        checks.choice(self, quantity=Quantity, product=Product)
+        checks.number(self, 0, 1, "weight", open_end=True)
+        checks.number(self, 0, 1, "share", open_start=True)
+        checks.whole(self, 1, "iterations")
+        checks.whole(self, 0, "onset")
+        checks.flag(self, "persistent", "public_code")
+        if self.persistent and self.quantity == "squared_fro":
+            raise ConfigError("PenaltyConfig.persistent keeps power-iteration vectors; 'squared_fro' draws independent probes")
+        if self.quantity == "squared_fro" and self.iterations != 1 and not self.public_code:
+            checks.fail(self, "iterations", "1 for 'squared_fro', which takes one probe")
+        if self.public_code and (self.quantity, self.product, self.share) != ("squared_fro", "vjp", 1.0):
+            raise ConfigError(
+                "PenaltyConfig.public_code is one VJP over the whole batch: it needs 'squared_fro', 'vjp' and share 1"
             )
-        start = start if marked is None else start * marked
-        value, vector = _POWER_ITERATIONS[c.quantity](step, h, product, start, c.iterations)
-        if c.persistent:
-            self._vectors[name] = vector
-        return (value**2).mean()
 
-    def _generator(self, h: Stream, training_step: int, rank: int) -> torch.Generator:
-        words = [_STREAM, self.seed, training_step, rank]
-        seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
-        return torch.Generator(h.device).manual_seed(seed)
+    @classmethod
+    def upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Older configs have here what `terms` of an experiment are now (see `config`)."""
+        if values.get("l2_weight"):
+            raise ConfigError("PenaltyConfig.l2_weight is a term of its own: LastChange in ExperimentConfig.terms")
+        return {name: value for name, value in values.items() if name not in ("l2_weight", "last_change")}
 
 
 def public_code_penalty() -> PenaltyConfig:
@@ -132,26 +89,33 @@ def public_code_penalty() -> PenaltyConfig:
     return PenaltyConfig(weight=0.1, share=1.0, public_code=True)
 
 
-def last_change(h_T: Stream, h_before: Stream, kind: LastChange = "l2") -> Float[Tensor, ""]:
-    """S, a mean over tokens, with gradient into both states (0 at a token that did not move):
+@dataclass(frozen=True, kw_only=True)
+class Penalty(Kind, ABC):
+    """A term weight * value of the loss, from training step `onset` on. A config names it by its class (see `kinds`)."""
 
-    l2                  ||h_T - h_{T-1}||                       the paper's baseline
-    relative_squared    ||h_T - h_{T-1}||^2 / ||h_T||^2         (arXiv 2608.18222, with weight 1)
-    """
-    if kind == "relative_squared":
+    weight: float = 1.0
+    """Of the term; 0 leaves it out."""
+    onset: int = 0
+    """First training step with the term."""
+
+    def __post_init__(self):
+        checks.number(self, 0, math.inf, "weight")
+        checks.whole(self, 0, "onset")
+
+    @abstractmethod
+    def value(self, phi: Callable[[Stream], Stream], h_T: Stream, h_before: Stream) -> Float[Tensor, ""]:
+        """S at the last states h_T = phi(h_before), both with gradient; phi, without dropout, is one loop as a map of h alone."""
+
+
+class LastChange(Penalty):
+    """Mean over tokens of ||h_T - h_{T-1}||, with gradient into both (0 at a token that did not move): the paper's baseline."""
+
+    def value(self, phi: Callable[[Stream], Stream], h_T: Stream, h_before: Stream) -> Float[Tensor, ""]:
+        return torch.linalg.vector_norm(h_T - h_before, dim=-1).mean()
+
+
+class RelativeChange(Penalty):
+    """Mean over tokens of ||h_T - h_{T-1}||^2 / ||h_T||^2, with gradient into both (arXiv 2608.18222, with weight 1)."""
+
+    def value(self, phi: Callable[[Stream], Stream], h_T: Stream, h_before: Stream) -> Float[Tensor, ""]:
         return ((h_T - h_before).square().sum(-1) / h_T.square().sum(-1)).mean()
-    return torch.linalg.vector_norm(h_T - h_before, dim=-1).mean()
-
-
-def _evenly_spaced(h: Stream, share: float) -> Float[Tensor, "row seq d_model"]:
-    rows = len(h)
-    n = math.ceil(share * rows)
-    return h if n == rows else h[torch.arange(n, device=h.device) * rows // n]
-
-
-def _public_code(step: Step, h: Stream, v: Stream, iterations: int) -> Tensor:
-    v = v / torch.linalg.vector_norm(v)
-    for _ in range(iterations - 1):
-        v = vjp(step, h, v)
-        v = v / torch.linalg.vector_norm(v)
-    return (vjp(step, h, v) ** 2).sum()

@@ -17,13 +17,13 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import special, stats
 
 from looped_lib.core import checks
+from looped_lib.core.kinds import Kind
 
 TRAINED_DEPTH = 4  # loop count of fixed-depth training, the paper's
 MOST_LOOPS = 10_000  # of a training step
@@ -31,15 +31,8 @@ _STREAM = 0x100  # keeps loop counts independent of every other stream derived f
 
 
 @dataclass(frozen=True)
-class LoopSampler(ABC):
+class LoopSampler(Kind, ABC):
     """A distribution over loop counts low..high (both reached, `low` at least 1). A config names it by its class."""
-
-    kinds: ClassVar[dict[str, type["LoopSampler"]]] = {}
-    """Every sampler by the name of its class, those that a user defines included."""
-
-    def __init_subclass__(cls):
-        if not cls.__name__.startswith("_"):
-            LoopSampler.kinds[cls.__name__] = cls
 
     @property
     @abstractmethod

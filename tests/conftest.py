@@ -12,10 +12,9 @@ from jaxtyping import install_import_hook
 
 TENSOR_CODE = {
     "looped_lib.models": "looped blocks dropout linear cache lengths state injection initial_state",
-    "looped_lib.tasks": "addition",
+    "looped_lib.tasks": "problems",
     "looped_lib.dynamics": "jacobian prefixes depth trajectory pca spectrum fixed_points anderson exits",
-    "looped_lib": "regularizers",
-    "looped_lib.training": "carry objective batches trainer",
+    "looped_lib.training": "carry objective batches jacobian_penalty trainer",
     "looped_lib.ouro.model": "cache gate modeling",
 }
 install_import_hook([f"{room}.{name}" for room, names in TENSOR_CODE.items() for name in names.split()], "typecheck.check")

@@ -8,17 +8,11 @@ from pathlib import Path
 
 import torch
 
-from looped_lib.config import (
-    CarryConfig,
-    DataConfig,
-    ExperimentConfig,
-    ModelConfig,
-    PenaltyConfig,
-    TrainingConfig,
-    to_dict,
-)
+from looped_lib.config import CarryConfig, ExperimentConfig, ModelConfig, PenaltyConfig, TrainingConfig, to_dict
+from looped_lib.regularizers import LastChange
 from looped_lib.samplers import UniformLoops
-from looped_lib.tasks.addition import Problems, from_texts
+from looped_lib.tasks.addition import CHARACTERS, Addition
+from looped_lib.tasks.problems import Problems, from_texts
 from looped_lib.training import checkpoints
 
 
@@ -27,9 +21,10 @@ def tiny(**changes) -> ExperimentConfig:
     config = ExperimentConfig(
         model=ModelConfig(d_model=16, n_heads=2, d_ff=32, max_len=16),
         loops=UniformLoops(low=1, high=3),
-        penalty=PenaltyConfig(weight=0.1, quantity="spectral_radius", persistent=True, onset=3, l2_weight=0.01, share=0.5),
+        penalty=PenaltyConfig(weight=0.1, quantity="spectral_radius", persistent=True, onset=3, share=0.5),
+        terms={"l2": LastChange(weight=0.01, onset=3)},
         carry=CarryConfig(share=0.5, max_loops=5, onset=2),
-        data=DataConfig(digits=2, n_train=100, n_test=10),
+        data=Addition(digits=2, n_train=100, n_test=10),
         training=TrainingConfig(
             steps=24, batch_size=16, accumulation=2, lr=1e-2, warmup_steps=3, log_every=3, checkpoint_every=4
         ),
@@ -39,7 +34,7 @@ def tiny(**changes) -> ExperimentConfig:
 
 def plain(accumulation: int = 1, **training) -> ExperimentConfig:
     """Without dropout or penalty, where splitting the batch must not change the gradient."""
-    config = tiny(penalty=PenaltyConfig(), carry=CarryConfig(), model=replace(tiny().model, dropout=0.0))
+    config = tiny(penalty=PenaltyConfig(), terms={}, carry=CarryConfig(), model=replace(tiny().model, dropout=0.0))
     return replace(config, training=replace(config.training, accumulation=accumulation, steps=4, **training))
 
 
@@ -69,4 +64,4 @@ def mixed_problems() -> Problems:
     """Operands of one and two digits, so that lengths and prompt lengths differ; some twice."""
     pairs = [(3, 4), (9, 9), (12, 34), (99, 1), (12, 35), (3, 5), (57, 60), (12, 34), (7, 95), (10, 10)] * 3
     pairs += [(i, 2 * i) for i in range(40)]
-    return from_texts(tuple(f"{a}+{b}=" for a, b in pairs), tuple(" " + str(a + b)[::-1] for a, b in pairs))
+    return from_texts([(f"{a}+{b}=", " " + str(a + b)[::-1]) for a, b in pairs], CHARACTERS)

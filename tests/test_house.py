@@ -7,7 +7,7 @@ from looped_lib.core.project import find_root
 
 LIBRARY = find_root() / "looped_lib"
 FLOORS = (
-    "core samplers config models tasks dynamics regularizers training plots runs studies "
+    "core samplers tasks models regularizers config dynamics training plots runs studies "
     "ouro.model ouro.finetune ouro.serve ouro.evaluate widgets report bench"
 ).split()  # from the ground up
 

@@ -8,7 +8,8 @@ from looped_lib import regularizers
 from looped_lib.config import ModelConfig, PenaltyConfig
 from looped_lib.dynamics.jacobian import dense_jacobian
 from looped_lib.models.looped import LoopedTransformer
-from looped_lib.regularizers import JacobianPenalty, last_change, public_code_penalty
+from looped_lib.regularizers import LastChange, RelativeChange, public_code_penalty
+from looped_lib.training.jacobian_penalty import JacobianPenalty
 
 ALL = [(q, p) for q in ("squared_fro", "spectral_norm", "spectral_radius") for p in ("vjp", "jvp", "finite_difference")]
 EXACT = [(q, p) for q, p in ALL if p != "finite_difference"]
@@ -230,21 +231,21 @@ def test_public_code_estimates_the_mean_squared_singular_value():
 def test_l2_penalty_is_the_mean_change_per_token():
     h, before = states(), states()
     expected = sum((h[b, s] - before[b, s]).square().sum().sqrt() for b in range(2) for s in range(3)) / 6
-    torch.testing.assert_close(last_change(h, before), expected)
-    assert torch.autograd.gradcheck(last_change, (h.requires_grad_(), before.requires_grad_()))
+    torch.testing.assert_close(LastChange().value(None, h, before), expected)
+    assert torch.autograd.gradcheck(lambda x, y: LastChange().value(None, x, y), (h.requires_grad_(), before.requires_grad_()))
 
 
 def test_the_relative_change_is_squared_and_per_token():
     h, before = states(), states()
     ratios = [(h[b, s] - before[b, s]).square().sum() / h[b, s].square().sum() for b in range(2) for s in range(3)]
-    torch.testing.assert_close(last_change(h, before, "relative_squared"), sum(ratios) / 6)
+    torch.testing.assert_close(RelativeChange().value(None, h, before), sum(ratios) / 6)
     of_both = (h.requires_grad_(), before.requires_grad_())
-    assert torch.autograd.gradcheck(lambda x, y: last_change(x, y, "relative_squared"), of_both)
+    assert torch.autograd.gradcheck(lambda x, y: RelativeChange().value(None, x, y), of_both)
 
 
 def test_l2_penalty_has_a_finite_gradient_where_nothing_moved():
     h = states().requires_grad_()
     before = h.detach().clone()
     before[0, 0] += 1.0
-    last_change(h, before).backward()
+    LastChange().value(None, h, before).backward()
     assert torch.isfinite(h.grad).all() and h.grad[0, 0].abs().sum() > 0 and h.grad[0, 1].abs().sum() == 0

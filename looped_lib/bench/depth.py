@@ -15,7 +15,8 @@ from looped_lib.bench import public_form
 from looped_lib.config import ModelConfig
 from looped_lib.dynamics.depth import depth_curve
 from looped_lib.models.looped import LoopedTransformer
-from looped_lib.tasks.addition import EOS, Problems, generate_problems
+from looped_lib.tasks.addition import EOS, generate_problems
+from looped_lib.tasks.problems import Problems
 from looped_lib.training.memory import keeping_freed_memory
 
 _CHUNK, _CHUNKS = 64, 5

@@ -26,8 +26,9 @@ from looped_lib.core.files import write_json
 from looped_lib.ouro.model import costs
 from looped_lib.ouro.model.configuration import OuroConfig
 from looped_lib.ouro.model.modeling import OuroForCausalLM
-from looped_lib.regularizers import JacobianPenalty, public_code_penalty
+from looped_lib.regularizers import public_code_penalty
 from looped_lib.runs.folders import provenance
+from looped_lib.training.jacobian_penalty import JacobianPenalty
 
 DEPTHS = (4, 8)
 TOKENS = 2048

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from looped_lib.models.looped import LoopedTransformer
-from looped_lib.tasks.addition import IGNORE, PAD, Problems
+from looped_lib.tasks.problems import IGNORE, Problems
 
 
 class PublicAttention(nn.Module):
@@ -101,7 +101,7 @@ class PublicModel(nn.Module):
 def solved_by_depth(model: PublicModel, problems: Problems, depths: range) -> Bool[Tensor, "problem depth"]:
     """Which problems are solved at which of `depths`: depth by depth, problem by problem."""
     model.eval()
-    texts = [[i for i in row if i != PAD] for row in problems.ids.tolist()]
+    texts = [[i for i in row if i != problems.pad] for row in problems.ids.tolist()]
     pairs = list(zip(texts, problems.prompt_len.tolist(), strict=True))
     return torch.tensor([[model.solves(text, n, depth) for text, n in pairs] for depth in depths]).T
 

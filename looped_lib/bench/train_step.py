@@ -16,11 +16,11 @@ from torch import Tensor
 
 from looped_lib.bench import public_form
 from looped_lib.bench.worker import NO_GPU, Calls, Worker, median_seconds
-from looped_lib.config import DataConfig, ExperimentConfig, ModelConfig, PenaltyConfig, TrainingConfig
+from looped_lib.config import ExperimentConfig, ModelConfig, PenaltyConfig, TrainingConfig
 from looped_lib.models.linear import pointwise_convolution
 from looped_lib.models.looped import LoopedTransformer
 from looped_lib.samplers import FixedLoops
-from looped_lib.tasks.addition import generate_problems
+from looped_lib.tasks.addition import Addition, generate_problems
 from looped_lib.training.memory import keep_freed_memory
 from looped_lib.training.trainer import Trainer
 
@@ -30,7 +30,7 @@ def paper_step(n_loops: int = 8, batch_size: int = 512, model: ModelConfig | Non
     return ExperimentConfig(
         model=model or ModelConfig(),
         loops=FixedLoops(n=n_loops),
-        data=DataConfig(n_train=batch_size, n_test=1),
+        data=Addition(n_train=batch_size, n_test=1),
         training=TrainingConfig(batch_size=batch_size, warmup_steps=0, grad_clip=0.0),
     )
 

@@ -4,6 +4,7 @@ import math
 from typing import Any, get_args
 
 MOST = 2**31 - 1  # of a whole number, unless said otherwise
+MOST_SEED = 2**63 - 1
 LONGEST_SHOWN = 100  # letters of a value in an error
 
 

@@ -5,15 +5,22 @@ from typing import Any, Literal, get_args, get_origin
 
 from looped_lib.core import checks
 from looped_lib.core.checks import ConfigError
+from looped_lib.core.kinds import Kind, kind_of
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The config as JSON-ready nested dicts. One of several kinds (it has `kinds`, by name) also gives its class under "kind"."""
-    out: dict[str, Any] = {"kind": type(config).__name__} if hasattr(config, "kinds") else {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        out[f.name] = to_dict(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
-    return out
+    """The config as JSON-ready nested dicts. One of several kinds also gives its class under "kind" (see `kinds`)."""
+    named = isinstance(config, Kind) and type(config).__name__ != config.unnamed
+    out: dict[str, Any] = {"kind": type(config).__name__} if named else {}
+    return out | {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, dict):
+        return {name: _plain(v) for name, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
 def differences(theirs: Any, mine: Any) -> str:
@@ -29,44 +36,48 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
-    """The config that `to_dict` wrote. `where` (a file name, say) opens every error message.
+def from_dict(cls: type, values: dict[str, Any], where: str = "", name: str = "") -> Any:
+    """The config that `to_dict` wrote. `where` (a file name, say) opens every error message, `name` is the field it is in.
 
-    Raises ConfigError on a field that does not exist and on a wrong value; fields left out take their defaults.
+    Raises ConfigError on a field that does not exist and on a wrong value; fields left out take their defaults. A class whose
+    fields have changed reads what it wrote before by `upgraded`, from those values to today's.
     """
     prefix = f"{where}: " if where else ""
     if not isinstance(values, dict):
         raise ConfigError(f"{prefix}{cls.__name__} must be a mapping of fields, got {checks.shown(values)}")
     values = dict(values)
-    if (kinds := getattr(cls, "kinds", None)) is not None:
-        kind = values.pop("kind", None)
-        if not isinstance(kind, str) or kind not in kinds:
-            raise ConfigError(f"{prefix}loops.kind must be one of {', '.join(sorted(kinds))}, got {checks.shown(kind)}")
-        cls = kinds[kind]
+    if issubclass(cls, Kind):
+        cls = kind_of(cls, values.pop("kind", None), prefix + (name or cls.__name__))
+    values = cls.upgraded(values) if hasattr(cls, "upgraded") else values
     known = {f.name: f.type for f in dataclasses.fields(cls)}
     if unknown := sorted(set(values) - set(known)):
         raise ConfigError(f"{prefix}{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(known)}")
-    for name, type_ in known.items():
-        if name in values and (dataclasses.is_dataclass(type_)):
-            values[name] = from_dict(type_, values[name], where)
-        elif name in values and get_origin(type_) in (tuple, dict):
-            values[name] = _container(f"{prefix}{cls.__name__}.{name}", type_, values[name])
-        elif name in values and type_ is str and not isinstance(values[name], str):
-            raise ConfigError(f"{prefix}{cls.__name__}.{name} must be a text, got {checks.shown(values[name])}")
+    for field, type_ in known.items():
+        if field in values and (dataclasses.is_dataclass(type_)):
+            values[field] = from_dict(type_, values[field], where, field)
+        elif field in values and get_origin(type_) in (tuple, dict):
+            values[field] = _container(cls, field, type_, values[field], where)
+        elif field in values and type_ is str and not isinstance(values[field], str):
+            raise ConfigError(f"{prefix}{cls.__name__}.{field} must be a text, got {checks.shown(values[field])}")
     try:
         return cls(**values)
     except ValueError as e:
         raise ConfigError(f"{prefix}{e}") from None
 
 
-def _container(where: str, type_: Any, value: Any) -> tuple[Any, ...] | dict[str, Any]:
+def _container(cls: type, field: str, type_: Any, value: Any, where: str) -> tuple[Any, ...] | dict[str, Any]:
     """A list as the tuple, or a mapping, that a field is declared to hold; ConfigError if it is another thing or of others."""
     kind, element = get_origin(type_), next(t for t in reversed(get_args(type_)) if t is not Ellipsis)
     element = str if get_origin(element) is Literal else element  # which texts they may be, the config itself checks
+    nested = dataclasses.is_dataclass(element)
     right = f"a {'list' if kind is tuple else 'mapping'} of {getattr(element, '__name__', element)}"
     elements = value.values() if isinstance(value, dict) else value
-    if not isinstance(value, dict if kind is dict else (list, tuple)) or not all(_fits(v, element) for v in elements):
-        raise ConfigError(f"{where} must be {right}, got {checks.shown(value)}")
+    fits = isinstance(value, dict if kind is dict else (list, tuple))
+    if not fits or not all(_fits(v, dict if nested else element) for v in elements):
+        prefix = f"{where}: " if where else ""
+        raise ConfigError(f"{prefix}{cls.__name__}.{field} must be {right}, got {checks.shown(value)}")
+    if nested and kind is dict:
+        return {name: from_dict(element, v, where, f"{field}.{name}") for name, v in value.items()}
     return tuple(value) if kind is tuple else value
 
 

@@ -1,7 +1,7 @@
 """Exact match against loop count: every depth from one pass over the loops, without generating anything.
 
 Claim. Let a problem have prompt p and answer characters y_1 .. y_m with y_m = EOS, and let f(s) be the argmax of the
-logits after text s at some depth. Greedy decoding of p is graded correct (`addition.exact_match`) if and only if every
+logits after text s at some depth. Greedy decoding of p is graded correct (`problems.exact_match`) if and only if every
 teacher-forced argmax is right: f(p y_1 .. y_{i-1}) = y_i for i = 1 .. m.
 
 Proof. Greedy decoding emits g_i = f(p g_1 .. g_{i-1}). It is correct iff g_i = y_i for all i <= m: nothing after EOS
@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from looped_lib.dynamics.prefixes import SharedPrefixes, WholeSequences
-from looped_lib.models.looped import LoopedTransformer, evaluating
+from looped_lib.models.looped import evaluating
+from looped_lib.models.protocols import Cached, Looped
 from looped_lib.models.state import moving
-from looped_lib.tasks.addition import Problems, equal_lengths
+from looped_lib.tasks.problems import Problems, equal_lengths
 
 _ANCHOR_EVERY = 8  # loops between the states that later ones are compared with: any cycle up to this long is found
 
@@ -42,9 +43,9 @@ class DepthCurve:
     """
 
     correct: Bool[Tensor, "problem depth"]
-    """Whether greedy decoding at this depth gives the whole sum and EOS, in the order of the problems."""
+    """Whether greedy decoding at this depth gives the whole answer and EOS, in the order of the problems."""
     lenient: Bool[Tensor, "problem depth"]
-    """Whether it gives the sum as a number, EOS or not: only a digit from 1 to 9 in the place of EOS makes another of it."""
+    """Whether it gives the answer as a number, EOS or not: only a digit from 1 to 9 in the place of EOS makes another of it."""
     state_norm: Float[Tensor, "depth"]
     """Mean over tokens of ||h_t||."""
     residual: Float[Tensor, "depth"]
@@ -62,11 +63,11 @@ class DepthCurve:
 
 
 def depth_curve(
-    model: nn.Module, problems: Problems, max_depth: int, problems_at_once: int | None = None, progress: bool = False
+    model: Looped, problems: Problems, max_depth: int, problems_at_once: int | None = None, progress: bool = False
 ) -> DepthCurve:
     """Exact match, state norm and residual of `model` at depths 0..max_depth.
 
-    `model` has embed, step and readout; of a `LoopedTransformer` each distinct prefix is computed once. Dropout is off,
+    Of a `Cached` model each distinct prefix is computed once. Dropout is off,
     whatever the module's mode. `problems_at_once` bounds the memory; the default keeps a CPU's working set in its cache
     and a GPU busy. Results are on the CPU. ValueError without problems or with a negative depth.
     """
@@ -77,13 +78,14 @@ def depth_curve(
     correct = torch.zeros(2, len(problems), max_depth + 1, dtype=torch.bool)
     sums = torch.zeros(2, max_depth + 1, dtype=torch.float64)
     chunks = equal_lengths(problems, problems_at_once)
+    another = torch.tensor([c in "123456789" for c in problems.alphabet], device=problems.ids.device)
     with (
         torch.inference_mode(),
         evaluating(model),
         tqdm(total=len(chunks) * (max_depth + 1), desc="accuracy by depth", disable=not progress, unit="loop") as bar,
     ):
         for rows, ids, prompt_len in chunks:
-            correct[:, rows], chunk_sums = _one_chunk(model, ids, prompt_len, max_depth, bar)
+            correct[:, rows], chunk_sums = _one_chunk(model, ids, prompt_len, another, max_depth, bar)
             sums += chunk_sums
     state_norm, residual = sums / sum(ids[:, 1:].numel() for _, ids, _ in chunks)
     residual[0] = math.nan
@@ -91,12 +93,12 @@ def depth_curve(
 
 
 def _one_chunk(
-    model: nn.Module, ids: Int[Tensor, "problem char"], prompt_len: int, max_depth: int, bar: tqdm
+    model: Looped, ids: Int[Tensor, "problem char"], prompt_len: int, another: Bool[Tensor, "..."], max_depth: int, bar: tqdm
 ) -> tuple[Bool[Tensor, "2 problem depth"], Float[Tensor, "2 depth"]]:
     """Correctness, strict and lenient, and the sums over tokens of state norm and relative residual, at every depth."""
     answer = ids[:, prompt_len:]
     width = answer.shape[1]
-    if isinstance(model, LoopedTransformer):
+    if isinstance(model, Cached):
         sequences = SharedPrefixes(model, ids[:, :-1], width)
     else:
         sequences = WholeSequences(model, ids[:, :-1])
@@ -107,7 +109,7 @@ def _one_chunk(
         if depth:
             before = sequences.states
             sequences.step()
-        correct[:, :, depth] = _graded(sequences.logits(width).argmax(dim=-1), answer)
+        correct[:, :, depth] = _graded(sequences.logits(width).argmax(dim=-1), answer, another)
         sums[:, depth] = _token_sums(model, sequences.states, before, sequences.copies)
         bar.update()
         if anchor and all(map(torch.equal, sequences.states, anchor)):
@@ -123,11 +125,14 @@ def _one_chunk(
     return correct.cpu(), sums.cpu()
 
 
-def _graded(said: Int[Tensor, "problem char"], answer: Int[Tensor, "problem char"]) -> Bool[Tensor, "2 problem"]:
-    """Right with EOS, and right as a number: digits come least significant first, so that a last digit 0 adds nothing to it."""
+def _graded(
+    said: Int[Tensor, "problem char"], answer: Int[Tensor, "problem char"], another: Bool[Tensor, "..."]
+) -> Bool[Tensor, "2 problem"]:
+    """Right with EOS, and right as a number: digits come least significant first, so that a last digit 0 adds nothing to it, and
+    only the characters marked by `another` make another number."""
     right = said == answer
-    another = (said[:, -1] >= 1) & (said[:, -1] <= 9)  # a character's id is its digit
-    return torch.stack([right.all(dim=1), right[:, :-1].all(dim=1) & ~another])
+    adds = another[said[:, -1].clamp_max(len(another) - 1)] & (said[:, -1] < len(another))  # a model may have more tokens
+    return torch.stack([right.all(dim=1), right[:, :-1].all(dim=1) & ~adds])
 
 
 def _token_sums(model: nn.Module, states: list[Tensor], before: list[Tensor] | None, copies: list[Tensor]) -> Float[Tensor, "2"]:

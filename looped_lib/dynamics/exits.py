@@ -27,9 +27,10 @@ from tqdm.auto import tqdm
 from looped_lib.dynamics.anderson import Iterate, advance
 from looped_lib.models.cache import Cache, Slot
 from looped_lib.models.lengths import token_norm
-from looped_lib.models.looped import LoopedTransformer, evaluating
+from looped_lib.models.looped import evaluating
+from looped_lib.models.protocols import Cached, Looped
 from looped_lib.models.state import moving
-from looped_lib.tasks.addition import Problems, equal_lengths
+from looped_lib.tasks.problems import Problems, equal_lengths
 
 NEAR = 0.03  # mixing from 0.1 on was slower than the plain loop, from 0.01 on no faster than from here
 
@@ -43,7 +44,7 @@ class ExitCurve:
     loops: Float[Tensor, "problem tolerance"]
     """Loops used, a mean over the characters of each answer."""
     correct: Bool[Tensor, "problem tolerance"]
-    """Whether greedy decoding with this exit gives the whole sum and EOS."""
+    """Whether greedy decoding with this exit gives the whole answer and EOS."""
 
     @property
     def mean_loops(self) -> Float[Tensor, "tolerance"]:
@@ -67,7 +68,7 @@ class Continuation:
 
 
 def exit_curve(
-    model: nn.Module,
+    model: Looped,
     problems: Problems,
     tolerances: Sequence[float],
     max_loops: int = 100,
@@ -95,7 +96,7 @@ def exit_curve(
 
 
 def generate(
-    model: LoopedTransformer,
+    model: Cached,
     ids: Int[Tensor, "batch seq"],
     new_tokens: int,
     tolerance: float,
@@ -111,7 +112,7 @@ def generate(
     """
     if new_tokens < 1 or max_loops < 1:
         raise ValueError(f"generate needs at least 1 new token and 1 loop, got {new_tokens} and {max_loops}")
-    if model.config.coda_layers:
+    if model.attention_layers[2]:
         raise ValueError("generation with exit caches the loops only: this model's coda would need every position again")
     decoder = _Decoder(model, ids.shape[1] + new_tokens, tolerance, max_loops, anderson)
     out, loops = [ids], []
@@ -150,10 +151,10 @@ def _one_chunk(
 class _Decoder:
     """One generation: the cache of every loop made so far, and where the positions so far have got to."""
 
-    def __init__(self, model: LoopedTransformer, seq_max: int, tolerance: float, max_loops: int, anderson: int):
+    def __init__(self, model: Cached, seq_max: int, tolerance: float, max_loops: int, anderson: int):
         self.model, self.seq_max = model, seq_max
         self.tolerance, self.max_loops, self.anderson = tolerance, max_loops, anderson
-        self.cache = Cache.empty(0, model.config.k_layers, model.config.prelude_layers, 0, seq_max)
+        self.cache = Cache.empty(0, model.attention_layers[1], model.attention_layers[0], 0, seq_max)
         self.worst: list[Tensor] = []  # for each cached loop, the greatest residual among the positions so far, per row
         self.deepest: Iterate | None = None  # these positions after all cached loops
 
@@ -165,7 +166,7 @@ class _Decoder:
         t = 0
         while t < len(self.worst) or running.any():
             if t == len(self.worst):  # deeper than ever
-                self.cache.loops.append([Slot(self.seq_max) for _ in range(self.model.config.k_layers)])
+                self.cache.loops.append([Slot(self.seq_max) for _ in range(self.model.attention_layers[1])])
                 self.worst.append(now.x.new_zeros(len(new)))
                 now, self.deepest = self._with_earlier(now), None
             image = self.model.step(now.x, self.cache.loops[t])

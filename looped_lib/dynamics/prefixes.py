@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from looped_lib.models.cache import Cache, Slot
-from looped_lib.models.looped import LoopedTransformer
+from looped_lib.models.protocols import Cached, Looped
 
 # Costs of one segment more, in units of one position through Phi, as measured at d_model 512 on two cores.
 _GATHER = 0.05  # copying the keys and values of one earlier position
@@ -27,7 +27,7 @@ _CALL = 20.0  # one more call of Phi
 class WholeSequences:
     """States h_t of `ids`: one tensor [batch, seq, d_model] in `states`, one sequence per row (`copies`)."""
 
-    def __init__(self, model: nn.Module, ids: Int[Tensor, "batch seq"]):
+    def __init__(self, model: Looped, ids: Int[Tensor, "batch seq"]):
         self.model = model
         self.states = [model.embed(ids)]
         self.copies = [torch.ones(len(ids), dtype=torch.float64, device=ids.device)]
@@ -60,23 +60,23 @@ class SharedPrefixes:
     for. `copies` counts the sequences behind each row.
     """
 
-    def __init__(self, model: LoopedTransformer, ids: Int[Tensor, "batch seq"], width: int):
+    def __init__(self, model: Cached, ids: Int[Tensor, "batch seq"], width: int):
         self.model = model
         self.segments = _segments(ids, width)
         self.copies = [s.copies for s in self.segments]
         self.states = self._walk(
             [ids[s.rows, s.start : s.end] for s in self.segments],
-            model.config.prelude_layers,
+            model.attention_layers[0],
             lambda x, start, slots: model.embed(x, Cache(prelude=slots, loops=[], coda=[], positions=start)),
         )
 
     def step(self) -> None:
         """h_{t+1} = Phi(h_t)."""
-        self.states = self._walk(self.states, self.model.config.k_layers, lambda h, _, slots: self.model.step(h, slots))
+        self.states = self._walk(self.states, self.model.attention_layers[1], lambda h, _, slots: self.model.step(h, slots))
 
     def logits(self, width: int) -> Float[Tensor, "batch width vocab"]:
         """Next-token logits at the last `width` positions."""
-        coda_layers = self.model.config.coda_layers
+        coda_layers = self.model.attention_layers[2]
         if coda_layers == 0:  # positions are read out independently of each other
             return self.model.readout(self.states[-1][:, -width:])
         return self._walk(self.states, coda_layers, lambda h, _, slots: self.model.readout(h, slots))[-1][:, -width:]

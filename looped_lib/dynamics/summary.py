@@ -14,7 +14,7 @@ from looped_lib.dynamics.exits import exit_curve
 from looped_lib.dynamics.fixed_points import KINDS, contraction_rate, fate
 from looped_lib.dynamics.trajectory import Trajectory
 from looped_lib.models.state import loop_at
-from looped_lib.tasks.addition import Problems, alike
+from looped_lib.tasks.problems import Problems, alike
 
 TOLERANCES = (0.5, 0.3, 0.2, 0.1, 0.03, 0.01, 1e-3, 1e-4)
 

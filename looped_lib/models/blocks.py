@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from looped_lib.config import ModelConfig
 from looped_lib.models.cache import Slot
+from looped_lib.models.config import ModelConfig
 from looped_lib.models.dropout import Dropout
 from looped_lib.models.linear import Linear
 from looped_lib.models.norms import MakeNorm, make_norm

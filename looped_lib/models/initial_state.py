@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from looped_lib.config import ModelConfig
+from looped_lib.models.config import ModelConfig
 
 Stream = Float[Tensor, "batch seq d_model"]
 

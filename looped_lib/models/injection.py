@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from looped_lib.config import ModelConfig
+from looped_lib.models.config import ModelConfig
 from looped_lib.models.linear import Linear
 
 Half = Float[Tensor, "*rows d_model"]

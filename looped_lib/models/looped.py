@@ -20,14 +20,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from looped_lib.config import ModelConfig
 from looped_lib.models.blocks import Block, Residual, Stream
 from looped_lib.models.cache import Cache, Slot
+from looped_lib.models.config import ModelConfig
 from looped_lib.models.dropout import Dropout
 from looped_lib.models.initial_state import STARTS
 from looped_lib.models.injection import INJECTIONS
 from looped_lib.models.norms import make_norm
-from looped_lib.models.state import moving
 
 Ids = Int[Tensor, "batch seq"]
 Logits = Float[Tensor, "batch seq vocab"]
@@ -50,6 +49,7 @@ class LoopedTransformer(nn.Module):
         self.start = STARTS[config.initial_state](config)
         self.injection = INJECTIONS[config.injection](config)
         self.n_moving = config.d_model
+        self.attention_layers = (config.prelude_layers, config.k_layers, config.coda_layers)
         self.apply(self._initialise)
 
     def embed(self, ids: Ids, cache: Cache | None = None) -> Stream:
@@ -63,10 +63,6 @@ class LoopedTransformer(nn.Module):
             cache.positions = last
         e = _run(self.prelude, h, None if cache is None else cache.prelude)
         return self.injection.start(self.start(e, first), e)
-
-    def resume(self, state: Stream, ids: Ids) -> Stream:
-        """`state` as today's weights would hold it: h stays, an injected e is that of `ids` again, with gradient."""
-        return state if state.shape[-1] == self.n_moving else self.injection.follow(moving(self, state), self.embed(ids))
 
     def step(self, h: Stream, slots: list[Slot] | None = None) -> Stream:
         """Phi(h): exactly one loop, per-loop norms included. `slots` are the cached keys and values of this loop."""

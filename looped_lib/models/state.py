@@ -10,8 +10,10 @@ of the moving part alone: J is dPhi/dh [d_model x d_model per position] at const
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from looped_lib.models.protocols import Trainable
 
 Stream = Float[Tensor, "batch seq d_model"]
 
@@ -26,9 +28,24 @@ def held(model: nn.Module, state: Float[Tensor, "*more width"]) -> Float[Tensor,
     return state[..., getattr(model, "n_moving", state.shape[-1]) :]
 
 
+def with_moving(
+    model: nn.Module, h: Float[Tensor, "batch seq d_model"], state: Float[Tensor, "batch seq width"]
+) -> Float[Tensor, "batch seq width"]:
+    """The state that moves h and holds what `state` holds."""
+    rest = held(model, state)
+    return torch.cat([h, rest], dim=-1) if rest.shape[-1] else h
+
+
+def resumed(
+    model: Trainable, state: Float[Tensor, "batch seq width"], ids: Int[Tensor, "batch seq"]
+) -> Float[Tensor, "batch seq width"]:
+    """`state` as today's weights would hold it: h stays; what is held is that of `ids` again, with gradient."""
+    return with_moving(model, moving(model, state), model.embed(ids)) if held(model, state).shape[-1] else state
+
+
 def loop_at(model: nn.Module, state: Float[Tensor, "batch seq width"]) -> tuple[Callable[[Stream], Stream], Stream]:
     """(Phi as a map of h alone with the rest held as in `state`, h): what a Jacobian is taken of, and where."""
-    h, rest = moving(model, state), held(model, state)
-    if rest.shape[-1] == 0:
+    h = moving(model, state)
+    if held(model, state).shape[-1] == 0:
         return model.step, h
-    return lambda x: moving(model, model.step(torch.cat([x, rest], dim=-1))), h
+    return lambda x: moving(model, model.step(with_moving(model, x, state))), h

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import get_args
 
-from looped_lib.config import ExperimentConfig, NormPlacement
+from looped_lib.config import ExperimentConfig
+from looped_lib.models.config import NormPlacement
 from looped_lib.studies.beyond import RECIPES, input_study, recipe_study
 from looped_lib.studies.paper import L2_WEIGHT, jacobian_study, loops_study, norm_study, penalty_study
 from looped_lib.studies.sizes import Configs

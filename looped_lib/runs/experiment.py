@@ -28,7 +28,7 @@ from looped_lib.runs.results import Result, write_result
 from looped_lib.samplers import TRAINED_DEPTH
 from looped_lib.training import folder
 from looped_lib.training.metrics import read_metrics
-from looped_lib.training.trainer import load_problems, train
+from looped_lib.training.trainer import train
 
 LENIENT_PROBLEMS = 100
 _EVERY_DEPTH_TO = 200
@@ -76,7 +76,7 @@ def run_experiment(config: ExperimentConfig, run_dir: str | Path, max_depth: int
     trained = read_metrics(path.with_name(METRICS))[-1]["seconds"]  # over all attempts
     start = time.perf_counter()
     device = next(model.parameters()).device
-    problems = load_problems(config.data)[1].to(device)
+    problems = config.data.held_out().to(device)
     curve = depth_curve(model, problems, max_depth, progress=progress)
     depths = recorded_depths(max_depth)
     result = {

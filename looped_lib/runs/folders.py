@@ -139,8 +139,7 @@ def read_config(run_dir: str | Path) -> ExperimentConfig:
 
 def portable(config: ExperimentConfig) -> ExperimentConfig:
     """The config with its data files by name alone: on another machine they lie elsewhere."""
-    train, test = Path(config.data.train_file).name, Path(config.data.test_file).name
-    return replace(config, data=replace(config.data, train_file=train, test_file=test))
+    return replace(config, data=config.data.portable())
 
 
 def provenance() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from looped_lib.config import CarryConfig, ExperimentConfig, PenaltyConfig
-from looped_lib.regularizers import public_code_penalty
+from looped_lib.regularizers import RelativeChange, public_code_penalty
 from looped_lib.studies.parameters import changed, run_name, with_values
 from looped_lib.studies.sizes import Configs, base, learned, loops, one_of, onset
 
@@ -92,7 +92,6 @@ def ingredients(preset: str, seed: int = 0, digits: int = 0) -> Configs:
     random = replace(fixed, loops=loops(preset))
     begin, training = onset(preset, random), fixed.training
     stars = replace(random, penalty=replace(public_code_penalty(), onset=begin))
-    change = PenaltyConfig(l2_weight=1.0, last_change="relative_squared", onset=begin)
 
     def wide(experiment: ExperimentConfig, factor: float) -> ExperimentConfig:
         m = experiment.model
@@ -109,6 +108,6 @@ def ingredients(preset: str, seed: int = 0, digits: int = 0) -> Configs:
         "stars_double_width": wide(stars, 2),
         "random_half_width": wide(random, 0.5),
         "random_double_width": wide(random, 2),
-        "relative_change": replace(random, penalty=change),
+        "relative_change": replace(random, terms={"change": RelativeChange(weight=1.0, onset=begin)}),
         "inject_noise": with_values(random, injection="add", initial_state="random"),
     }

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
-from looped_lib.config import CarryConfig, ExperimentConfig, ModelConfig, NormPlacement, NormType, PenaltyConfig, Quantity
-from looped_lib.regularizers import public_code_penalty
+from looped_lib.config import CarryConfig, ExperimentConfig, ModelConfig, PenaltyConfig
+from looped_lib.models.config import NormPlacement, NormType
+from looped_lib.regularizers import LastChange, Quantity, public_code_penalty
 from looped_lib.studies.beyond import beyond_study, recipes
 from looped_lib.studies.parameters import PARAMETERS, changed, run_name, with_values
 from looped_lib.studies.sizes import PRESETS, Configs, base, choose, loops, one_of, onset
@@ -43,13 +44,19 @@ def norm_study(
 
 
 def random_loop_study(
-    preset: str, variant: str = "all", distribution: str = "", norm_placement: str = "", seed: int = 0, **settings: Any
+    preset: str,
+    variant: str = "all",
+    distribution: str = "",
+    norm_placement: str = "",
+    l2: float = 0.0,
+    seed: int = 0,
+    **settings: Any,
 ) -> Configs:
     """Section 4.2: random loop counts without Jacobian, by `variant`, or as `loops_study` if `distribution` is given."""
     if distribution:
         _no_variant(variant, "distribution")
-        return loops_study(preset, distribution, norm_placement, seed, **settings)
-    if changed(base(preset), settings):
+        return loops_study(preset, distribution, norm_placement, l2, seed, **settings)
+    if l2 or changed(base(preset), settings):
         raise ValueError("prelude, coda and l2 go with distribution: give one of log_normal, poisson, uniform")
     variants = {
         "log_normal": {},
@@ -68,10 +75,10 @@ def random_loop_study(
 
 
 def loops_study(
-    preset: str, distribution: str = "log_normal", norm_placement: str = "", seed: int = 0, **settings: Any
+    preset: str, distribution: str = "log_normal", norm_placement: str = "", l2: float = 0.0, seed: int = 0, **settings: Any
 ) -> Configs:
-    """One run: a loop-count distribution, where the norm stands, and as `settings` unlooped blocks around the loop (`prelude`,
-    `coda`) and the weight of the L2 penalty (`l2`).
+    """One run: a loop-count distribution, where the norm stands, the weight of the L2 penalty, and as `settings` unlooped blocks
+    around the loop (`prelude`, `coda`).
 
     An empty `norm_placement` is that of all studies, sandwich_dual; in size `paper` it is sandwich_branch, as in the public
     training script of this section (whose test file has sandwich_dual). There the L2 penalty begins with the first step, too.
@@ -80,10 +87,10 @@ def loops_study(
     shown = changed(experiment, settings)
     placement = norm_placement or PLACEMENT.get(preset, "")
     experiment = with_values(experiment, **settings, norm_placement=placement or experiment.model.norm_placement)
-    if experiment.penalty.l2_weight:
+    if l2:
         begin = 0 if preset == "paper" else onset(preset, experiment)
-        experiment = replace(experiment, penalty=replace(experiment.penalty, onset=begin))
-    return {run_name(seed, distribution, shown, placement): experiment}
+        experiment = replace(experiment, terms={"l2": LastChange(weight=l2, onset=begin)})
+    return {run_name(seed, distribution, shown, f"l2_{l2:g}" * (l2 != 0), placement): experiment}
 
 
 def jacobian_study(preset: str, variant: str = "all", quantity: str = "", seed: int = 0, **settings: Any) -> Configs:

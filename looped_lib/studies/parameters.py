@@ -15,7 +15,6 @@ PARAMETERS = {
     "coda": ("model.coda_layers", "coda{}"),
     "injection": ("model.injection", "{}"),
     "initial_state": ("model.initial_state", "{}_start"),
-    "l2": ("penalty.l2_weight", "l2_{:g}"),
     "product": ("penalty.product", "{}"),
     "iterations": ("penalty.iterations", "{}it"),
     "persistent": ("penalty.persistent", "persistent"),

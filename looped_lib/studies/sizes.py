@@ -8,9 +8,10 @@ paper   the paper's sizes (runs/PAPER.md)    4 digits from data/, width 512, 10,
 
 from dataclasses import replace
 
-from looped_lib.config import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig
+from looped_lib.config import ExperimentConfig, ModelConfig, TrainingConfig
 from looped_lib.core.project import find_root
 from looped_lib.samplers import LogNormalLoops, LoopSampler, PoissonLoops, UniformLoops
+from looped_lib.tasks.addition import Addition
 
 Configs = dict[str, ExperimentConfig]
 PRESETS = ("smoke", "cpu", "narrow", "paper")
@@ -78,9 +79,9 @@ def choose(name: str, value: str, choices: tuple[str, ...]) -> tuple[str, ...]:
     return choices if value == "all" else (one_of(name, value, (*choices, "all")),)
 
 
-def _files() -> DataConfig:
+def _files() -> Addition:
     data = find_root() / "data"
-    return DataConfig(train_file=f"{data}/train_4digit.jsonl", test_file=f"{data}/test_4digit.jsonl")
+    return Addition(train_file=f"{data}/train_4digit.jsonl", test_file=f"{data}/test_4digit.jsonl")
 
 
 def _paper(seed: int) -> ExperimentConfig:
@@ -105,7 +106,7 @@ def _narrow(seed: int) -> ExperimentConfig:
 def _cpu(seed: int) -> ExperimentConfig:
     return ExperimentConfig(
         model=ModelConfig(norm_type="RMSNorm", d_model=64, n_heads=4, d_ff=256, dropout=0.0, max_len=32, init_std=0.1),
-        data=DataConfig(digits=3, n_train=60_000, n_test=500),
+        data=Addition(digits=3, n_train=60_000, n_test=500),
         training=TrainingConfig(steps=2000, batch_size=128, lr=3e-3, warmup_steps=100, betas=(0.9, 0.95)),
         seed=seed,
     )
@@ -114,7 +115,7 @@ def _cpu(seed: int) -> ExperimentConfig:
 def _smoke(seed: int) -> ExperimentConfig:
     return ExperimentConfig(
         model=ModelConfig(d_model=16, n_heads=2, d_ff=32, max_len=16),
-        data=DataConfig(digits=2, n_train=256, n_test=32),
+        data=Addition(digits=2, n_train=256, n_test=32),
         training=TrainingConfig(steps=6, batch_size=16, lr=1e-3, warmup_steps=2, log_every=2, checkpoint_every=4),
         seed=seed,
     )

@@ -1,76 +1,92 @@
 """The addition task: `1234+5678= 2196` and EOS: the sum stands with its digits reversed, least significant first.
 
-Fifteen characters: ten digits, `+`, `=`, space, PAD (`Ʌ`) and EOS (`§`). A set of problems is two tensors, made once; the
-training loop only indexes them. Problems come from a seed (`generate_problems`) or from JSONL files in the public format:
+Thirteen characters beside PAD and EOS: ten digits, `+`, `=`, space. Problems come from a seed (`generate_problems`) or from JSONL
+files in the public format:
 
     {"num1": 1234, "num2": 5678, "sum": 6912, "expression": "1234 + 5678", "answer": 6912}
 
 The loss counts what follows `=`: the space, the reversed sum and EOS.
 """
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
+from jaxtyping import Int
 
-from looped_lib.core.checks import shown
+from looped_lib.core import checks
+from looped_lib.core.checks import ConfigError, shown
 from looped_lib.core.files import read_jsonl, write_jsonl
+from looped_lib.tasks.problems import PAD_AND_EOS, Problems, encode, from_texts
+from looped_lib.tasks.task import Task
 
-CHARACTERS = "0123456789+= Ʌ§"
+CHARACTERS = "0123456789+= " + PAD_AND_EOS
 PLUS, EQUALS, SPACE, PAD, EOS = (CHARACTERS.index(c) for c in "+= Ʌ§")
 LONGEST = 1000  # digits of a number in a file
-IGNORE = -100  # torch's ignore_index: positions outside the loss
+MOST_DIGITS = 1000
 
 Digits = Int[np.ndarray, "problem digit"]
 
 
-@dataclass(frozen=True)
-class Problems:
-    """Tokenised problems: `ids` is the whole text, padded on the right; `prompt_len` counts the characters up to `=`."""
+@dataclass(frozen=True, kw_only=True)
+class Addition(Task):
+    """Addition problems: two JSONL files in the public format, or problems generated from a seed."""
 
-    ids: Int[Tensor, "problem char"]
-    prompt_len: Int[Tensor, "problem"]
+    characters: ClassVar[str] = CHARACTERS.removesuffix(PAD_AND_EOS)
+    train_file: str = ""
+    """Training problems; empty generates `n_train` problems of `digits` digits."""
+    test_file: str = ""
+    """Held-out problems, all that the file has; empty generates `n_test` problems disjoint from the training ones."""
+    digits: int = 4
+    """Digits of each generated operand."""
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    def __post_init__(self):
+        super().__post_init__()
+        checks.whole(self, 1, "digits", most=MOST_DIGITS)
+        checks.text(self, "train_file", "test_file", empty=True)
+        if bool(self.train_file) != bool(self.test_file):
+            raise ConfigError("Addition.train_file and test_file go together: give both, or neither to generate the problems")
 
-    def __getitem__(self, index: Tensor | slice) -> "Problems":
-        return Problems(self.ids[index], self.prompt_len[index])
+    def generate(self, n: int, seed: int, skip: int = 0) -> list[tuple[str, str]]:
+        """The problems of `generate_problems` as texts."""
+        problems = generate_problems(self.digits, n, seed, skip)
+        pairs = zip(problems.texts(), problems.prompt_len.tolist(), strict=True)
+        return [(text[:cut], text[cut:-1]) for text, cut in pairs]
 
-    def to(self, device: torch.device | str) -> "Problems":
-        """The same problems on another device."""
-        return Problems(self.ids.to(device), self.prompt_len.to(device))
+    def problems(self, n: int, skip: int = 0) -> Problems:
+        """As every task's, without texts on the way."""
+        return generate_problems(self.digits, n, self.seed, skip)
 
-    @property
-    def inputs(self) -> Int[Tensor, "problem seq"]:
-        """What the model reads: everything but the last character."""
-        return self.ids[:, :-1]
+    def training(self) -> Problems:
+        """Those of `train_file`, or generated."""
+        return load_jsonl(self.train_file) if self.train_file else super().training()
 
-    @property
-    def labels(self) -> Int[Tensor, "problem seq"]:
-        """What it must say at each input position: the next character of the answer, IGNORE elsewhere."""
-        following = self.ids[:, 1:]
-        position = torch.arange(1, self.ids.shape[1], device=self.ids.device)
-        return torch.where((position < self.prompt_len[:, None]) | (following == PAD), IGNORE, following)
+    def held_out(self, limit: int | None = None) -> Problems:
+        """Those of `test_file`, or generated; the first `limit` of them if it is given."""
+        return load_jsonl(self.test_file, limit=limit) if self.test_file else super().held_out(limit)
 
-    def texts(self) -> list[str]:
-        """The problems as strings, without PAD."""
-        return ["".join(CHARACTERS[i] for i in row if i != PAD) for row in self.ids.tolist()]
+    def portable(self) -> "Addition":
+        """With the names of the files alone."""
+        return replace(self, train_file=Path(self.train_file).name, test_file=Path(self.test_file).name)
 
+    def remark(self, prompt: str) -> str:
+        """Of operands that have not `digits` digits."""
+        if all(len(number) == self.digits for number in prompt.removesuffix("=").split("+")):
+            return ""
+        return f"this run was trained on numbers of {self.digits} digits: of others it has seen none"
 
-def encode(text: str) -> list[int]:
-    """Character ids of `text`; ValueError names the first character that is not in the vocabulary."""
-    for place, c in enumerate(text):
-        if c not in CHARACTERS:
-            raise ValueError(f"{text!r}: character {c!r} at {place} is not one of {CHARACTERS!r}")
-    return [CHARACTERS.index(c) for c in text]
+    def parse(self, text: str) -> tuple[str, str]:
+        """The problem `a+b=` with its true answer; the `=` may be left out and spaces do not count."""
+        prompt = text.replace(" ", "").removesuffix("=") + "="
+        encode(prompt, CHARACTERS)
+        operands = prompt[:-1].split("+")
+        if len(operands) != 2 or not all(a.isdecimal() and len(a) <= LONGEST for a in operands):
+            raise ValueError(f"{shown(text)} is not a problem: write two whole numbers and a plus, such as 1234+5678=")
+        return prompt, _answer(sum(map(int, operands)))
 
 
 def generate_problems(digits: int, n: int, seed: int, skip: int = 0) -> Problems:
@@ -120,7 +136,7 @@ def from_digits(a: Digits, b: Digits) -> Problems:
         ],
         axis=1,
     )
-    return Problems(torch.from_numpy(ids), torch.full((n,), 2 * digits + 2))
+    return Problems(torch.from_numpy(ids), torch.full((n,), 2 * digits + 2), CHARACTERS)
 
 
 def load_jsonl(path: str | Path, limit: int | None = None) -> Problems:
@@ -128,53 +144,12 @@ def load_jsonl(path: str | Path, limit: int | None = None) -> Problems:
     texts = [_parse(record, where) for where, record in islice(read_jsonl(path), limit)]
     if not texts:
         raise ValueError(f"{path}: no problems in the file")
-    return from_texts(*zip(*texts, strict=True))
-
-
-def from_texts(prompts: tuple[str, ...], answers: tuple[str, ...]) -> Problems:
-    """Problems from prompts (`12+34=`) and answers (` 64`), any lengths; EOS and padding are added."""
-    rows = [[*encode(p), *encode(a), EOS] for p, a in zip(prompts, answers, strict=True)]
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
-    return Problems(ids, torch.tensor([len(p) for p in prompts]))
+    return from_texts(texts, CHARACTERS)
 
 
 def save_jsonl(path: str | Path, a: Digits, b: Digits) -> None:
     """Write operands as a JSONL file in the public format."""
     write_jsonl(path, _records(a, b))
-
-
-def equal_lengths(problems: Problems, size: int) -> list[tuple[Tensor, Tensor, int]]:
-    """(row numbers, ids without padding, prompt length): sorted problems of equal lengths, at most `size` together."""
-    ids, prompt_len = problems.ids.cpu().numpy(), problems.prompt_len.cpu().numpy()
-    length = (ids != PAD).sum(axis=1)
-    order = np.lexsort([*ids.T[::-1], prompt_len, length])  # the last key counts most
-    shapes = np.stack([length, prompt_len])[:, order]
-    groups = np.split(order, np.flatnonzero((np.diff(shapes) != 0).any(axis=0)) + 1)
-    chunks = []
-    for group in groups:
-        for rows in np.array_split(group, math.ceil(len(group) / size)):
-            part = torch.from_numpy(rows).to(problems.ids.device)
-            chunks.append((torch.from_numpy(rows), problems.ids[part, : length[rows[0]]], int(prompt_len[rows[0]])))
-    return chunks
-
-
-def alike(problems: Problems, n: int) -> Problems:
-    """The first `n` problems (or all there are) of the length that is commonest, without padding."""
-    lengths = (problems.ids != PAD).sum(dim=1)
-    common = lengths.mode().values
-    chosen = problems[(lengths == common).nonzero().flatten()[:n]]
-    return Problems(chosen.ids[:, :common], chosen.prompt_len)
-
-
-def exact_match(generated: Int[Tensor, "problem char_out"], problems: Problems) -> Bool[Tensor, "problem"]:
-    """Grade greedy continuations: the answer and EOS must follow the prompt exactly; what comes after EOS does not count."""
-    width = problems.ids.shape[1]
-    if generated.shape[1] < width:
-        raise ValueError(f"the continuation has {generated.shape[1]} characters; grading needs {width}")
-    position = torch.arange(width, device=generated.device)
-    free = (problems.ids == PAD) | (position < problems.prompt_len[:, None])
-    return ((generated[:, :width] == problems.ids) | free).all(dim=1)
 
 
 def _records(a: Digits, b: Digits) -> Iterator[dict[str, int | str]]:
@@ -199,4 +174,8 @@ def _parse(record: Any, where: str) -> tuple[str, str]:
     expression = record.get("expression", f"{a} + {b}")
     if str(expression).replace(" ", "") != f"{a}+{b}":
         raise ValueError(f"{where}: expression {shown(expression)} is not {a} + {b}")
-    return f"{a}+{b}=", " " + str(answer)[::-1]
+    return f"{a}+{b}=", _answer(answer)
+
+
+def _answer(total: int) -> str:
+    return " " + str(total)[::-1]

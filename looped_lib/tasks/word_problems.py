@@ -10,6 +10,8 @@ solution. The words are few and short: a tokenizer of 512 tokens writes a whole 
 
 import random
 
+from looped_lib.tasks.problems import distinct
+
 NUMBERS, RESULTS = range(2, 61), range(1, 100)
 
 HER = ("Amy", "Ann", "Eva", "Ida", "Ivy", "Kim", "Lea", "Mia", "Pia", "Sue", "Una", "Zoe")
@@ -57,12 +59,12 @@ def generate(n: int, seed: int, skip: int = 0) -> list[dict[str, str]]:
     The seed fixes one endless list of different problems; `skip` leaves out its first entries, so sets that do not overlap in
     the list share no problem.
     """
-    rng = random.Random(seed)
-    rows: dict[str, dict[str, str]] = {}
-    while len(rows) < skip + n:
+
+    def draw(rng: random.Random) -> tuple[str, dict[str, str]]:
         row = _draw(rng)
-        rows.setdefault(row["problem"], row)
-    return list(rows.values())[skip:]
+        return row["problem"], row
+
+    return [row for _, row in distinct(draw, n, seed, skip)]
 
 
 def final_answer(text: str) -> str | None:

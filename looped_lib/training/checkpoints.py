@@ -13,6 +13,7 @@ import hashlib
 import json
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +72,12 @@ def save(folder: Path, step: int, weights: dict[str, Tensor], training: dict[str
     sums = {}
     with replacing_folder(target) as partial:
         for name, tensors in ((MODEL, weights), (TRAINING, training)):
-            blob = dump({k: v.detach().cpu().contiguous() for k, v in tensors.items()})  # written here, a full disk is an OSError
-            (partial / name).write_bytes(blob)
+            copies = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+            shared = Counter(v.data_ptr() for v in copies.values())  # a head tied to the embedding, say: each has its own copy
+            blob = dump(
+                {k: v.clone() if shared[v.data_ptr()] > 1 else v for k, v in copies.items()}
+            )  # written here, a full disk is an OSError
+            (partial / name).write_bytes(blob)  # not by safetensors: a full disk is an OSError
             sums[name] = hashlib.sha256(blob).hexdigest()
         (partial / STATE).write_text(json.dumps({**state, "step": step, "sha256": sums}, indent=1))
     keep_newest(folder, KEEP)

@@ -1,4 +1,6 @@
-"""The loss of one part of a batch: cross-entropy, Jacobian penalty and L2 penalty from one pass through the loops.
+"""The loss of one part of a batch, a sum of named terms from one pass through the loops:
+
+    loss = (1 - w) ce + w penalty + sum of weight_i S_i        "penalty" is the Jacobian's R, S_i are the experiment's `terms`
 
 With TrainingConfig.backprop_loops = k > 0, back-propagation is truncated: of T loops only the last k have a gradient,
 
@@ -17,21 +19,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from looped_lib.config import ExperimentConfig
-from looped_lib.models.looped import LoopedTransformer
-from looped_lib.models.state import moving
-from looped_lib.regularizers import JacobianPenalty, last_change
-from looped_lib.tasks.addition import IGNORE
+from looped_lib.models.looped import evaluating
+from looped_lib.models.protocols import Trainable
+from looped_lib.models.state import loop_at, moving, resumed, with_moving
+from looped_lib.tasks.problems import IGNORE
+from looped_lib.training.jacobian_penalty import JacobianPenalty
 
 
 class Terms(NamedTuple):
-    """What one pass yields. The first three carry gradient."""
+    """What one pass yields."""
 
-    ce: Float[Tensor, ""]
-    """Cross-entropy summed over the answer tokens."""
-    jacobian: Float[Tensor, ""]
-    """R at h_T (see `regularizers`), 0 before its onset."""
-    l2: Float[Tensor, ""]
-    """S at h_T, 0 before its onset."""
+    values: dict[str, Float[Tensor, ""]]
+    """The terms of the loss by name, with gradient: "ce" summed over the answer tokens, the others 0 before their onset."""
     last: Float[Tensor, "batch seq d_model"]
     """h_T, detached."""
     right: Bool[Tensor, "batch"]
@@ -41,7 +40,7 @@ class Terms(NamedTuple):
 class Objective(nn.Module):
     """All terms in one forward pass, so that DDP sees one module."""
 
-    def __init__(self, model: LoopedTransformer, config: ExperimentConfig):
+    def __init__(self, model: Trainable, config: ExperimentConfig):
         super().__init__()
         self.model = model
         self.config = config
@@ -64,7 +63,7 @@ class Objective(nn.Module):
         `stream` numbers the parts of one training step over all processes, each with its own probe vectors.
         """
         h = self.model.embed(inputs if start is None else inputs[len(start) :])
-        h = h if start is None else torch.cat([self.model.resume(start, inputs[: len(start)]), h])
+        h = h if start is None else torch.cat([resumed(self.model, start, inputs[: len(start)]), h])
         constant = max(0, deepest - (self.config.training.backprop_loops or deepest))
         h = self.after(h, constant) if constant else h
         before = h
@@ -78,14 +77,30 @@ class Objective(nn.Module):
             h = new
         logits = self.model.readout(h)
         ce = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")
-        penalty = self.config.penalty
-        on, none = training_step >= penalty.onset, ce.new_zeros(())
-        jacobian = self.jacobian(self.model, h, training_step, stream) if on and penalty.weight > 0 else none
-        l2 = none
-        if on and penalty.l2_weight > 0:
-            l2 = last_change(moving(self.model, h), moving(self.model, before), penalty.last_change)
+        values = {"ce": ce, **self.penalties(h, before, training_step, stream)}
         right = ((logits.argmax(-1) == labels) | (labels == IGNORE)).all(dim=1)
-        return Terms(ce, jacobian, l2, h.detach(), right)
+        return Terms(values, h.detach(), right)
+
+    def weights(self, training_step: int) -> dict[str, float]:
+        """The weight of each term of the loss: 0 before its onset."""
+        c = self.config
+        w = c.penalty.weight if training_step >= c.penalty.onset else 0.0
+        others = {name: term.weight if training_step >= term.onset else 0.0 for name, term in c.terms.items()}
+        return {"ce": 1 - w, "penalty": w, **others}
+
+    def penalties(
+        self, h: Float[Tensor, "batch seq width"], before: Float[Tensor, "batch seq width"], training_step: int, stream: int
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The terms beside the cross-entropy, at states h = Phi(before)."""
+        weights = self.weights(training_step)
+        values = dict.fromkeys(("penalty", *self.config.terms), h.new_zeros(()))
+        if weights["penalty"]:
+            values["penalty"] = self.jacobian(self.model, h, training_step, stream)
+        for name, term in self.config.terms.items():
+            if weights[name]:
+                with evaluating(self.model):
+                    values[name] = term.value(*loop_at(self.model, h), moving(self.model, before))
+        return values
 
     def after(self, state: Float[Tensor, "batch seq width"], n_loops: int) -> Float[Tensor, "batch seq width"]:
         """The state after loops that have no gradient; what is held beside h keeps its own."""
@@ -93,4 +108,4 @@ class Objective(nn.Module):
         with torch.no_grad():
             for _ in range(n_loops):
                 deep = self.step(deep)
-        return self.model.injection.follow(moving(self.model, deep), state)
+        return with_moving(self.model, moving(self.model, deep), state)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from looped_lib.config import ExperimentConfig, differences, from_dict
+from looped_lib.config import ExperimentConfig, ModelConfig, differences, from_dict
 from looped_lib.core.checks import ConfigError
 from looped_lib.core.project import CHECKPOINTS, runs_folder
 from looped_lib.training import checkpoints
@@ -37,7 +37,8 @@ def find(config: ExperimentConfig) -> Checkpoint | None:
             f"StartConfig.run: {path} is at step {found.step} of {theirs.training.steps}: finish it, or give the folder "
             "of one of its checkpoints"
         )
-    if changed := differences(replace(theirs, model=replace(theirs.model, dropout=config.model.dropout)).model, config.model):
+    both = (replace(m, dropout=0.0) if isinstance(m, ModelConfig) else m for m in (theirs.model, config.model))
+    if changed := differences(*both):
         raise ConfigError(f"StartConfig.run: {path} is of another model ({changed})")
     if config.start.keep == "training":
         _check_longer(path, found, theirs, config)

@@ -1,11 +1,9 @@
-"""One training loop for every addition experiment: fixed or random loops, Jacobian or L2 penalty, carried states.
+"""One training loop for every experiment: any model, task, loop counts and penalties, carried states.
 
     looped-lib train CONFIG.json RUN_DIR
     torchrun --nproc_per_node 2 -m looped_lib.training CONFIG.json RUN_DIR
 
-    loss = (1 - w) CE + w R + l2_weight S
-
-with CE the mean cross-entropy per answer token, R the Jacobian penalty at h_T (`regularizers`), S the L2 penalty.
+The loss is that of `objective`, with the cross-entropy a mean over the answer tokens of the batch.
 Everything random is a pure function of (seed, step): batches, loop counts, dropout and probe vectors. A run therefore resumes
 from weights, moments and a step number to bit-identical results, wherever it was killed: on the CPU, with as many threads, which
 sum in another order when they are more or fewer. An interrupt waits for the end of the step (`core.interrupts`).
@@ -25,14 +23,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from looped_lib.config import ConfigError, DataConfig, ExperimentConfig, TrainingConfig, from_dict, to_dict
+from looped_lib.config import ConfigError, ExperimentConfig, TrainingConfig, from_dict, to_dict
 from looped_lib.core import checks
 from looped_lib.core.errors import work
 from looped_lib.core.files import holding, read_json
 from looped_lib.core.interrupts import deferred
 from looped_lib.core.project import CHECKPOINTS, METRICS, RESULT
-from looped_lib.models.looped import LoopedTransformer
-from looped_lib.tasks.addition import CHARACTERS, IGNORE, Problems, generate_problems, load_jsonl
+from looped_lib.models.protocols import Trainable
+from looped_lib.tasks.problems import IGNORE
 from looped_lib.training import checkpoints, folder, origins
 from looped_lib.training.batches import Batches
 from looped_lib.training.carry import Carry
@@ -42,22 +40,7 @@ from looped_lib.training.objective import Objective, Terms
 from looped_lib.training.precision import tf32_products
 from looped_lib.training.processes import Agreement, Processes, run_job
 
-_DROPOUT, _CARRY = 0x300, 0x400  # one stream of random numbers each, from the same seed (others: `batches`, `regularizers`)
-
-
-def load_problems(config: DataConfig) -> tuple[Problems, Problems]:
-    """(training, held-out) problems: from the two files, or generated so that they share none."""
-    if config.train_file:
-        return load_jsonl(config.train_file), load_held_out(config)
-    return generate_problems(config.digits, config.n_train, config.seed), load_held_out(config)
-
-
-def load_held_out(config: DataConfig, limit: int | None = None) -> Problems:
-    """The held-out problems alone, at most `limit` of them: the training problems are neither read nor generated."""
-    if config.test_file:
-        return load_jsonl(config.test_file, limit=limit)
-    n = config.n_test if limit is None else min(limit, config.n_test)
-    return generate_problems(config.digits, n, config.seed, skip=config.n_train)
+_DROPOUT, _CARRY = 0x300, 0x400  # one stream of random numbers each, from the same seed (others: `batches`, `jacobian_penalty`)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -68,7 +51,7 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return config.lr * (config.lr_end + (1 - config.lr_end) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def train(config: ExperimentConfig, run_dir: str | Path, progress: bool = True) -> LoopedTransformer:
+def train(config: ExperimentConfig, run_dir: str | Path, progress: bool = True) -> Trainable:
     """Train the model of `config` and return it, in evaluation mode.
 
     `run_dir` gets config.json, metrics.jsonl and checkpoints/. If it holds a checkpoint of the same config the run goes on from
@@ -96,16 +79,16 @@ class Trainer:
                 f"TrainingConfig.batch_size must be a multiple of processes x accumulation ({self.world} x {c.accumulation}), "
                 f"got {c.batch_size}"
             )
-        self.problems = load_problems(config.data)[0].to(self.device)
+        self.problems = config.data.training().to(self.device)
         if self.problems.inputs.shape[1] > config.model.max_len:
             raise ConfigError(
-                f"ModelConfig.max_len must be at least {self.problems.inputs.shape[1]}, the longest problem in the data, "
+                f"{type(config.model).__name__}.max_len must be at least {self.problems.inputs.shape[1]}, the longest problem, "
                 f"got {config.model.max_len}"
             )
-        if config.model.vocab_size < len(CHARACTERS):
-            checks.fail(config.model, "vocab_size", f"at least {len(CHARACTERS)}, the characters of addition")
+        if config.model.vocab_size < (characters := len(config.data.alphabet)):
+            checks.fail(config.model, "vocab_size", f"at least {characters}, the characters of {type(config.data).__name__}")
         torch.manual_seed(config.seed)
-        self.model = LoopedTransformer(config.model).to(self.device)
+        self.model = config.model.build().to(self.device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=c.lr, betas=c.betas, weight_decay=c.weight_decay, fused=True
         )
@@ -119,7 +102,7 @@ class Trainer:
         self.labels = self.problems.labels
         self.step, self.saved, self.began = 0, -1, None  # the last: what is recorded of another run's checkpoint that it began at
 
-    def run(self) -> LoopedTransformer:
+    def run(self) -> Trainable:
         """Claim the folder and take all steps that are left. Busy if another process trains there."""
         if self.run_dir is None:
             raise ValueError("a run needs a folder: Trainer(config, run_dir)")
@@ -166,29 +149,26 @@ class Trainer:
         rows = self.batches.rows(self.step)
         depths = config.loops.sample(config.seed, self.step, c.batch_size if c.per_sequence_loops else None)
         mine = slice(self.rank * self.part_rows * c.accumulation, (self.rank + 1) * self.part_rows * c.accumulation)
-        loss = ce_sum = r_sum = s_sum = 0.0
         parts = rows[mine].split(self.part_rows)
         # Mean over the answer tokens of the whole batch, so that neither the number of processes nor accumulation changes the
         # gradient (DDP averages over processes: hence `world`). Carried rows may hold a few tokens more or fewer than drawn.
         scale = self.world / (self.labels[rows] != IGNORE).sum()
+        weights = self.objective.weights(self.step)
+        sums: dict[str, Tensor | float] = dict.fromkeys(("loss", *weights), 0.0)
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
             n, deepest = self.part_depths(depths, mine.start + i * self.part_rows)
             with nullcontext() if last or self.world == 1 else self.module.no_sync():
                 terms = self.part_terms(i, part, n, deepest)
-                w = config.penalty.weight if self.step >= config.penalty.onset else 0.0
-                loss_part = (1 - w) * terms.ce * scale + (w * terms.jacobian + config.penalty.l2_weight * terms.l2) / len(parts)
-                loss_part.backward()
-            loss, ce_sum = loss + loss_part.detach(), ce_sum + terms.ce.detach() * scale
-            r_sum, s_sum = r_sum + terms.jacobian.detach() / len(parts), s_sum + terms.l2.detach() / len(parts)
+                values = {name: v * scale if name == "ce" else v / len(parts) for name, v in terms.values.items()}
+                values["loss"] = sum(weights[name] * value for name, value in values.items())
+                values["loss"].backward()
+            sums = {name: total + values[name].detach() for name, total in sums.items()}
         clip = c.grad_clip or math.inf
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip, foreach=True)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {
-            **{"loss": loss, "ce": ce_sum, "penalty": r_sum, "l2": s_sum, "grad_norm": grad_norm, "lr": lr},
-            "n_loops": float(np.mean(depths)),
-        }
+        return {**sums, "grad_norm": grad_norm, "lr": lr, "n_loops": float(np.mean(depths))}
 
     def part_terms(self, i: int, rows: Tensor, n_loops: int | Tensor, deepest: int) -> Terms:
         """The terms of the loss for part `i` of this rank's batch; its carry moves on."""
@@ -265,7 +245,7 @@ class Trainer:
         return {k.removeprefix(start): v.to(self.device) for k, v in found.training.items() if k.startswith(start)}
 
 
-def load_model(run_dir: str | Path) -> LoopedTransformer:
+def load_model(run_dir: str | Path) -> Trainable:
     """The model of a run's newest checkpoint, in evaluation mode on the CPU. FileNotFoundError if it has none."""
     run_dir = Path(run_dir)
     newest = folder.newest(run_dir)
@@ -274,7 +254,7 @@ def load_model(run_dir: str | Path) -> LoopedTransformer:
     if newest is None:
         raise FileNotFoundError(f"{run_dir} has no checkpoint: train it first, or give the folder of a run (runs/<study>/<run>)")
     found, config = newest
-    model = LoopedTransformer(config.model)
+    model = config.model.build()
     found.load_into(model)
     return model.eval()
 

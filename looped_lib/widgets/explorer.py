@@ -15,18 +15,19 @@ import plotly.graph_objects as go
 from ipywidgets import HTML, Dropdown, HBox, IntRangeSlider, IntSlider, IntText, Layout, Play, Text, ToggleButtons, VBox, jslink
 from jaxtyping import Float, Int
 from threadpoolctl import ThreadpoolController
-from torch import nn
 
-from looped_lib.config import DataConfig
 from looped_lib.core.files import read_json
 from looped_lib.core.html import escape
 from looped_lib.core.project import runs_folder
 from looped_lib.dynamics.pca import project
 from looped_lib.dynamics.trajectory import Trajectory, logit_lens, trajectory
+from looped_lib.models.protocols import Looped
 from looped_lib.plots.walk import Walk, move, redraw, walk_figure
 from looped_lib.runs.folders import read_config
-from looped_lib.tasks.addition import CHARACTERS, Problems, encode, from_texts
-from looped_lib.training.trainer import load_held_out, load_model
+from looped_lib.tasks.addition import Addition
+from looped_lib.tasks.problems import Problems, decode, from_texts
+from looped_lib.tasks.task import Task
+from looped_lib.training.trainer import load_model
 
 MAX_BYTES = 2**28  # of states: the explorer holds a few trajectories, and PCA copies the one it looks at
 _OFFERED = 20  # held-out problems in the list
@@ -38,12 +39,12 @@ class Run:
 
     name: str
     """As shown."""
-    model: nn.Module
-    """Has embed, step and readout, and reads the characters of `addition`."""
+    model: Looped
+    """Reads the characters of `task`."""
     max_len: int
     """Most characters it reads."""
-    digits: int = 0
-    """Of each number it was trained on; 0: not known."""
+    task: Task = field(default_factory=Addition)
+    """What it was trained on."""
     held_out: tuple[str, ...] = ()
     """Some problems it was not trained on."""
     depths: Int[np.ndarray, "depth"] = field(default_factory=lambda: np.zeros(0, int))
@@ -87,27 +88,20 @@ def open_run(folder: Path, name: str) -> Run:
             measured = {"depths": np.array(result["depths"], int), "accuracy": np.array(result["accuracy"], float)}
         except (KeyError, TypeError, ValueError) as e:
             raise ValueError(f"{path} has no depths and accuracy ({e}); delete it to measure again") from None
-    return Run(name, model, config.model.max_len, config.data.digits, _held_out(config.data), **measured)
+    return Run(name, model, config.model.max_len, config.data, _held_out(config.data), **measured)
 
 
-def read_problem(text: str, max_len: int) -> Problems:
-    """The problem `a+b=` with its true answer; the `=` may be left out and spaces do not count.
+def read_problem(task: Task, text: str, max_len: int) -> Problems:
+    """The problem that `text` means in `task`, with its true answer.
 
-    ValueError on a character outside the vocabulary, on anything but two whole numbers and a plus, and if the problem with its
-    answer is longer than the `max_len` characters that the model reads.
+    ValueError as by `Task.parse`, and if the problem with its answer is longer than the `max_len` characters of the model.
     """
-    prompt = text.replace(" ", "").removesuffix("=") + "="
-    encode(prompt)
-    operands = prompt[:-1].split("+")
-    if len(operands) != 2 or not all(a.isdecimal() for a in operands):
-        raise ValueError(f"{text!r} is not a problem: write two whole numbers and a plus, such as 1234+5678=")
-    if len(prompt) <= max_len:
-        problem = from_texts((prompt,), (" " + str(sum(map(int, operands)))[::-1],))
+    if len(text) <= 10 * max_len:  # beyond, no number of spaces to leave out makes it shorter, and parsing may take long
+        problem = from_texts([task.parse(text)], task.alphabet)
         if problem.inputs.shape[1] <= max_len:
             return problem
     raise ValueError(
-        f"{text[:80]!r} with its answer is longer than the {max_len} characters that this model reads (ModelConfig.max_len): "
-        "write shorter numbers"
+        f"{text[:80]!r} with its answer is longer than the {max_len} characters that this model reads: write a shorter one"
     )
 
 
@@ -139,7 +133,7 @@ class Walks:
         the residual is the mean over positions, or that of the position. ValueError as by `read_problem`, by `trajectory` (no
         loops, or more than fit into MAX_BYTES) and by `project` (states not finite, or too few).
         """
-        asked = read_problem(problem, run.max_len)
+        asked = read_problem(run.task, problem, run.max_len)
         text, prompt_len = asked.texts()[0], int(asked.prompt_len)
         first, last = between or (0, loops)
         token = token if token is not None and token < len(text) - 1 else None
@@ -180,7 +174,7 @@ class Explorer(VBox):
         wide, label = Layout(width="320px"), {"description_width": "70px"}
         self.run = Dropdown(options=list(found.items()), description="run", layout=wide, style=label)
         self.held_out = Dropdown(options=[("", "")], description="held out", layout=wide, style=label)
-        self.problem = Text(description="problem", placeholder="1234+5678=", continuous_update=False, layout=wide, style=label)
+        self.problem = Text(description="problem", placeholder="a problem", continuous_update=False, layout=wide, style=label)
         self.token = Dropdown(options=[("whole state", None)], description="state of", layout=wide, style=label)
         self.loops = IntText(max_loops, description="loops", continuous_update=False, layout=Layout(width="160px"), style=label)
         self.components = ToggleButtons(options=[("2-D", 2), ("3-D", 3)], style={"button_width": "60px"})
@@ -234,7 +228,7 @@ class Explorer(VBox):
 
     def _settle(self, run: Run, walk: Walk, loops: int) -> None:
         """Controls offer what there is."""
-        remark = _remark(run, walk.problem)
+        remark = run.task.remark(walk.problem)
         self.message.value = remark and f'<p role="status" style="margin:0">{escape(remark)}</p>'
         self.problem.value = walk.problem
         invitation = "choose one" if run.held_out else "none: the run's data files are not here"
@@ -262,28 +256,20 @@ class Explorer(VBox):
         self.message.value = text and f'<p role="alert" style="color:#b00020; margin:0">{escape(text)}</p>'
 
 
-def _remark(run: Run, problem: str) -> str:
-    """What to know of a problem unlike those of the training."""
-    if not run.digits or all(len(a) == run.digits for a in problem.removesuffix("=").split("+")):
-        return ""
-    return f"this run was trained on numbers of {run.digits} digits: of others it has seen none"
-
-
-def _held_out(config: DataConfig) -> tuple[str, ...]:
+def _held_out(task: Task) -> tuple[str, ...]:
     """The first held-out problems, without their answers; none if the run's data files are not on this machine."""
     try:
-        problems = load_held_out(config, _OFFERED)
+        return tuple(task.held_out(_OFFERED).prompts)
     except (OSError, ValueError):
         return ()
-    return tuple(text[: text.index("=") + 1] for text in problems.texts())
 
 
 def _travel(run: Run, text: str, prompt_len: int, loops: int) -> tuple[Trajectory, tuple[str, ...]]:
     """The trajectory of a problem with its answer, and the answer predicted after each loop count (see `Walk.says`)."""
-    ids = from_texts((text[:prompt_len],), (text[prompt_len:-1],)).inputs
+    ids = from_texts([(text[:prompt_len], text[prompt_len:-1])], run.task.alphabet).inputs
     path = trajectory(run.model, ids, loops, max_bytes=MAX_BYTES)
     predicted = logit_lens(run.model, path).prediction[:, 0, prompt_len - 1 :]
-    return path, tuple("".join(CHARACTERS[c] for c in row) for row in predicted.tolist())
+    return path, tuple(decode(row, run.task.alphabet) for row in predicted.tolist())
 
 
 def _position(text: str, i: int) -> str:

@@ -17,7 +17,8 @@ from looped_lib.dynamics.depth import depth_curve
 from looped_lib.models.looped import LoopedTransformer
 from looped_lib.ouro.evaluate.presets import write_random
 from looped_lib.ouro.model.modeling import OuroForCausalLM
-from looped_lib.tasks.addition import IGNORE, generate_problems
+from looped_lib.tasks.addition import generate_problems
+from looped_lib.tasks.problems import IGNORE
 from looped_lib.training.trainer import Trainer
 
 TINY = ModelConfig(d_model=16, n_heads=2, d_ff=32, dropout=0.0, init_std=0.3, max_len=20)

@@ -12,7 +12,8 @@ from looped_lib.config import ModelConfig
 from looped_lib.dynamics.depth import _graded, depth_curve
 from looped_lib.dynamics.prefixes import SharedPrefixes
 from looped_lib.models.looped import LoopedTransformer
-from looped_lib.tasks.addition import EOS, PAD, SPACE, Problems, exact_match, generate_problems
+from looped_lib.tasks.addition import CHARACTERS, EOS, PAD, SPACE, generate_problems
+from looped_lib.tasks.problems import Problems, exact_match
 
 SMALL = dict(d_model=16, n_heads=2, d_ff=32, max_len=16, dropout=0.1)
 SHAPES = [{}, {"k_layers": 2}, {"prelude_layers": 1, "coda_layers": 1}, {"norm_placement": "pre_norm"}]
@@ -141,7 +142,7 @@ class Repeats(nn.Module):
 @pytest.mark.parametrize(("kind", "most_steps"), [("fixed", 18), ("two", 4), ("three", 4), ("never", 60)])
 def test_early_stop_changes_nothing(kind, most_steps, monkeypatch):
     torch.manual_seed(0)
-    problems = Problems(torch.randint(0, 10, (50, 3)), torch.full((50,), 2))
+    problems = Problems(torch.randint(0, 10, (50, 3)), torch.full((50,), 2), CHARACTERS)
     problems.ids[:, 2] = EOS
     model = Repeats(kind)
     stopped = depth_curve(model, problems, 60)
@@ -188,6 +189,6 @@ def test_the_lenient_grade_reads_a_number_and_does_not_ask_for_eos():
     said = answer.clone()
     said[1, -1], said[2, -1], said[3, -1], said[4, 1] = 0, SPACE, 9, 7
     as_public = [int("".join(str(c) for c in row if c <= 9)[::-1]) == 12 for row in said.tolist()]
-    strict, lenient = _graded(said, answer)
+    strict, lenient = _graded(said, answer, torch.tensor([c in "123456789" for c in CHARACTERS]))
     assert strict.tolist() == [True, False, False, False, False]
     assert lenient.tolist() == as_public == [True, True, True, False, False]

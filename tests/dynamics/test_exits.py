@@ -10,7 +10,8 @@ from looped_lib.dynamics.anderson import Iterate, advance
 from looped_lib.dynamics.depth import depth_curve
 from looped_lib.dynamics.exits import NEAR, exit_curve, generate
 from looped_lib.models.looped import LoopedTransformer
-from looped_lib.tasks.addition import EOS, PAD, Problems, exact_match, generate_problems
+from looped_lib.tasks.addition import CHARACTERS, EOS, PAD, generate_problems
+from looped_lib.tasks.problems import Problems, exact_match
 
 PROMPTS = generate_problems(2, 24, seed=0).ids[:, :6]
 WIDTH = 4  # characters of an answer
@@ -36,7 +37,7 @@ def answered_by(model) -> Problems:
             ids = torch.cat([ids, model.readout(h)[:, -1:].argmax(-1)], 1)
     ids[::3, -1] = (ids[::3, -1] + 1) % 13
     ids[:, PROMPTS.shape[1] :] = ids[:, PROMPTS.shape[1] :].where(ids[:, PROMPTS.shape[1] :] != PAD, EOS)
-    return Problems(ids, torch.full((len(ids),), PROMPTS.shape[1]))
+    return Problems(ids, torch.full((len(ids),), PROMPTS.shape[1]), CHARACTERS)
 
 
 @pytest.fixture(scope="module", params=[{}, {"k_layers": 2, "prelude_layers": 1}], ids=str)

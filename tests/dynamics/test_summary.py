@@ -19,7 +19,8 @@ from looped_lib.models.looped import LoopedTransformer
 from looped_lib.plots import curves, heatmaps
 from looped_lib.plots.paths import shared_trajectories
 from looped_lib.plots.spectra import eigenvalue_cloud, gains_by_loop
-from looped_lib.tasks.addition import PAD, alike, generate_problems
+from looped_lib.tasks.addition import PAD, generate_problems
+from looped_lib.tasks.problems import alike
 
 PROBLEMS = generate_problems(2, 20, seed=0)
 

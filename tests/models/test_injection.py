@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from small_runs import assert_equal, mixed_problems, tiny, weights
 
-from looped_lib.config import ConfigError, InjectionKind, ModelConfig, PenaltyConfig
+from looped_lib.config import ConfigError, ModelConfig, PenaltyConfig
 from looped_lib.dynamics.depth import depth_curve
 from looped_lib.dynamics.exits import exit_curve, generate
 from looped_lib.dynamics.fixed_points import fate
@@ -19,9 +19,11 @@ from looped_lib.dynamics.prefixes import SharedPrefixes
 from looped_lib.dynamics.summary import dynamics, gains, spectra
 from looped_lib.dynamics.trajectory import Trajectory, logit_lens, trajectory
 from looped_lib.models.cache import Cache
+from looped_lib.models.config import InjectionKind
 from looped_lib.models.looped import LoopedTransformer
 from looped_lib.models.state import held, loop_at, moving
-from looped_lib.regularizers import JacobianPenalty, public_code_penalty
+from looped_lib.regularizers import public_code_penalty
+from looped_lib.training.jacobian_penalty import JacobianPenalty
 from looped_lib.training.objective import Objective
 from looped_lib.training.trainer import Trainer, train
 

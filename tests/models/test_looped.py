@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from looped_lib.config import ModelConfig, NormPlacement, NormType
 from looped_lib.models.cache import Cache
+from looped_lib.models.config import ModelConfig, NormPlacement, NormType
 from looped_lib.models.looped import LoopedTransformer
 
 PLACEMENTS, TYPES = get_args(NormPlacement), get_args(NormType)

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 
 from looped_lib.dynamics.jacobian import random_normal
 from looped_lib.models.looped import LoopedTransformer
+from looped_lib.regularizers import LastChange
 from looped_lib.studies import paper
 from looped_lib.studies.sizes import base
-from looped_lib.tasks.addition import IGNORE
+from looped_lib.tasks.problems import IGNORE
 from looped_lib.training.trainer import Trainer, learning_rate
 
 STEPS, WARMUP, ONSET = 40, 5, 15
@@ -99,7 +100,7 @@ class Naive:
             at = h.detach().requires_grad_()
             (product,) = torch.autograd.grad(block(w, c.model, at), at, probe / probe.norm(), create_graph=True)
             loss = 0.9 * ce + 0.1 * product.pow(2).sum()
-        if penalty.l2_weight and step >= penalty.onset:
+        if self.config.terms:
             loss = loss + (h - before).norm(dim=-1).mean()
         return loss
 
@@ -182,8 +183,8 @@ def test_settings_line_by_line():
     assert {c.model.deepnorm_alpha for c in random} == {1.0}
     assert [c.model.norm_placement for c in random] == ["sandwich_branch"] * 7 + ["sandwich_dual"] * 7
     assert list(paper.random_loop_study("paper", "l2")) == ["l2-sandwich_branch-seed0"]
-    l2 = one(paper.random_loop_study("paper", "l2")).penalty
-    assert (l2.l2_weight, l2.onset, l2.last_change, l2.weight) == (1.0, 0, "l2", 0.0)
+    l2 = one(paper.random_loop_study("paper", "l2"))
+    assert l2.terms == {"l2": LastChange(weight=1.0, onset=0)} and l2.penalty.weight == 0
     uniform, poisson = (one(paper.random_loop_study("paper", name)).loops for name in ("uniform", "poisson"))
     assert [uniform.support[0], uniform.support[-1], uniform.mean()] == [1, 100, 50.5]
     assert [poisson.support[0], poisson.support[-1], poisson.rate] == [1, 100, 5.0]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from looped_lib.tasks import addition
-from looped_lib.tasks.addition import EOS, IGNORE, PAD, exact_match, from_texts, generate_operands, generate_problems, load_jsonl
+from looped_lib.tasks.addition import CHARACTERS, EOS, PAD, generate_operands, generate_problems, load_jsonl
+from looped_lib.tasks.problems import IGNORE, encode, exact_match, from_texts
 
 GOOD = {"num1": 1234, "num2": 5678, "sum": 6912, "expression": "1234 + 5678", "answer": 6912}
 
@@ -77,17 +78,17 @@ def test_an_empty_file_is_refused(tmp_path):
 
 
 def test_labels_are_the_answer_and_eos_also_with_mixed_lengths():
-    problems = from_texts(("5+6=", "1234+9999="), (" 11", " 33211"))
+    problems = from_texts([("5+6=", " 11"), ("1234+9999=", " 33211")], CHARACTERS)
     for ids, labels, prompt in zip(problems.inputs, problems.labels, ("5+6=", "1234+9999="), strict=True):
         counted = labels != IGNORE
         assert counted.nonzero()[0].item() == len(prompt) - 1  # `=` predicts the space
-        said = "".join(addition.CHARACTERS[i] for i in labels[counted])
+        said = "".join(CHARACTERS[i] for i in labels[counted])
         assert said == {"5+6=": " 11§", "1234+9999=": " 33211§"}[prompt]
         assert not (counted & (ids == PAD)).any()
 
 
 def test_grading():
-    problems = from_texts(("5+6=",) * 5, (" 11",) * 5)
+    problems = from_texts([("5+6=", " 11")] * 5, CHARACTERS)
     right = problems.ids[0]
     rows = right.repeat(5, 1)
     rows[1, 5] = 2  # a wrong digit
@@ -101,7 +102,7 @@ def test_grading():
 
 def test_an_unknown_character_is_named():
     with pytest.raises(ValueError, match="character 'x' at 1"):
-        addition.encode("1x2=")
+        encode("1x2=", CHARACTERS)
 
 
 def test_digits_are_uniform():

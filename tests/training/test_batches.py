@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from looped_lib.config import DataConfig, TrainingConfig
-from looped_lib.tasks.addition import generate_operands, save_jsonl
+from looped_lib.config import TrainingConfig
+from looped_lib.tasks.addition import Addition, generate_operands, save_jsonl
 from looped_lib.training.batches import Batches
-from looped_lib.training.trainer import load_held_out
 
 
 def test_batches_may_come_several_times_in_a_row_and_in_the_order_of_the_file():
@@ -21,5 +20,5 @@ def test_batches_may_come_several_times_in_a_row_and_in_the_order_of_the_file():
 @pytest.mark.parametrize("limit, n", [(None, 7), (5, 5)])
 def test_a_given_test_file_is_used_whole(tmp_path, limit, n):
     save_jsonl(tmp_path / "test.jsonl", *generate_operands(2, 7, 0))
-    config = DataConfig(train_file="train.jsonl", test_file=str(tmp_path / "test.jsonl"), n_test=3)
-    assert len(load_held_out(config, limit)) == n
+    config = Addition(train_file="train.jsonl", test_file=str(tmp_path / "test.jsonl"), n_test=3)
+    assert len(config.held_out(limit)) == n

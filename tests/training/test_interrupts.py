@@ -17,11 +17,11 @@ from looped_lib.config import ExperimentConfig, to_dict
 from looped_lib.core.interrupts import Terminated, deferred
 from looped_lib.core.project import METRICS
 from looped_lib.models.looped import LoopedTransformer
-from looped_lib.regularizers import JacobianPenalty
 from looped_lib.samplers import UniformLoops
 from looped_lib.training import checkpoints, metrics, trainer
 from looped_lib.training.batches import Batches
 from looped_lib.training.carry import Carry
+from looped_lib.training.jacobian_penalty import JacobianPenalty
 from looped_lib.training.metrics import MetricsLog
 from looped_lib.training.objective import Objective
 from looped_lib.training.trainer import train

@@ -13,17 +13,10 @@ import pytest
 import torch
 from small_runs import assert_equal, plain, tiny, train_by_command, train_in_two_processes, weights
 
-from looped_lib.config import (
-    CarryConfig,
-    ConfigError,
-    DataConfig,
-    ExperimentConfig,
-    ModelConfig,
-    TrainingConfig,
-    to_dict,
-)
+from looped_lib.config import CarryConfig, ConfigError, ExperimentConfig, ModelConfig, TrainingConfig, to_dict
 from looped_lib.models.looped import LoopedTransformer
 from looped_lib.samplers import FixedLoops
+from looped_lib.tasks.addition import Addition
 from looped_lib.training.carry import Carry
 from looped_lib.training.trainer import Trainer, learning_rate, load_model, train
 
@@ -190,7 +183,7 @@ def test_it_learns(tmp_path):
     config = ExperimentConfig(
         model=ModelConfig(d_model=32, n_heads=2, d_ff=64, dropout=0.0, max_len=8, init_std=0.1),
         loops=FixedLoops(2),
-        data=DataConfig(digits=1, n_train=71, n_test=10),
+        data=Addition(digits=1, n_train=71, n_test=10),
         training=TrainingConfig(steps=300, batch_size=64, lr=5e-3, warmup_steps=20),
     )
     train(config, tmp_path, progress=False)

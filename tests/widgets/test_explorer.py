@@ -16,7 +16,8 @@ from looped_lib.dynamics.pca import project
 from looped_lib.dynamics.trajectory import trajectory
 from looped_lib.runs.experiment import run_experiment
 from looped_lib.studies import paper
-from looped_lib.tasks.addition import from_texts
+from looped_lib.tasks.addition import CHARACTERS, Addition
+from looped_lib.tasks.problems import from_texts
 from looped_lib.widgets.explorer import Explorer, Run, Walks, find_runs, read_problem
 
 
@@ -62,7 +63,7 @@ def test_a_walk_is_what_the_model_does(walks, problem, token):
     walks, run = walks
     walk = walks.walk(run, problem, 9, (2, 9), token, components=3)
     prompt, answer = problem.removesuffix("=") + "=", {"1": " 64", "9": " 001"}[problem[0]]
-    problems = from_texts((prompt,), (answer,))
+    problems = from_texts([(prompt, answer)], CHARACTERS)
     path = trajectory(run.model, problems.inputs, 9)
     part = project(path.between(2, 9), 3, token)
     np.testing.assert_allclose(walk.coordinates, part.coordinates[:, 0], atol=1e-5)
@@ -88,7 +89,7 @@ def test_accuracy_is_read_from_the_runs_result(walks, trained):
 def test_an_answer_is_right_where_greedy_decoding_is(walks):
     """A model that has learned one problem by heart, so that there is something right."""
     _, run = walks
-    problems = from_texts(("12+34=",), (" 64",))
+    problems = from_texts([("12+34=", " 64")], CHARACTERS)
     model = run.model.train()
     optimizer = torch.optim.Adam(model.parameters(), 0.03)
     for _ in range(30):
@@ -252,9 +253,9 @@ def test_no_runs_is_a_message(tmp_path):
 
 
 def test_a_typed_problem_is_the_tasks_text():
-    assert read_problem(" 12 + 9 =", 16).texts() == ["12+9= 12§"]
-    assert read_problem("007+5", 16).texts() == ["007+5= 21§"]
-    assert read_problem("99+99=", 10).texts() == ["99+99= 891§"]  # reads all but the last character
+    assert read_problem(Addition(), " 12 + 9 =", 16).texts() == ["12+9= 12§"]
+    assert read_problem(Addition(), "007+5", 16).texts() == ["007+5= 21§"]
+    assert read_problem(Addition(), "99+99=", 10).texts() == ["99+99= 891§"]  # reads all but the last character
     for problem in ("99+99=", "123456+1="):
         with pytest.raises(ValueError, match="longer than the 9 characters"):
-            read_problem(problem, 9)
+            read_problem(Addition(), problem, 9)

@@ -183,8 +183,8 @@ class FinetuneConfig:
             )
         if self.from_scratch and self.updates.lora_rank:
             raise ConfigError("FinetuneConfig.from_scratch leaves adapters (UpdatesConfig.lora_rank) without weights to adapt")
-        if self.penalty.l2_weight or self.penalty.public_code or self.penalty.persistent:
-            raise ConfigError("PenaltyConfig.l2_weight, public_code and persistent are for the addition study only")
+        if self.penalty.public_code or self.penalty.persistent:
+            raise ConfigError("PenaltyConfig.public_code and persistent are not for fine-tuning")
 
 
 def updates_of(c: UpdatesConfig, rows: int) -> int:

@@ -28,7 +28,7 @@ from looped_lib.config import to_dict
 from looped_lib.ouro.finetune import rows as rows_module
 from looped_lib.ouro.finetune.config import ChatDataConfig
 from looped_lib.ouro.finetune.rows import Drawn, conversations
-from looped_lib.tasks.addition import IGNORE
+from looped_lib.tasks.problems import IGNORE
 
 SIZES = ("full_len", "answer_len")  # of each conversation: all its tokens before truncation, those with a label after it
 

@@ -24,7 +24,7 @@ from looped_lib.ouro.finetune import saving
 from looped_lib.ouro.finetune.config import FinetuneConfig
 from looped_lib.ouro.model import costs
 from looped_lib.ouro.model.configuration import OuroConfig
-from looped_lib.regularizers import JacobianPenalty
+from looped_lib.training.jacobian_penalty import JacobianPenalty
 
 
 class LoopedTrainer(Trainer):

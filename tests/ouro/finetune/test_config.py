@@ -179,8 +179,8 @@ WRONG: dict[str, Callable[[], object]] = {
         data=ChatDataConfig(packing=True), updates=UpdatesConfig(micro_batch=2, attention="flash_attention_2")
     ),
     "FinetuneConfig.from_scratch leaves adapters": lambda: FinetuneConfig(from_scratch=True, updates=UpdatesConfig(lora_rank=4)),
-    "PenaltyConfig.l2_weight, public_code and persistent are for the addition study only": lambda: FinetuneConfig(
-        penalty=replace(EXACT, l2_weight=0.1)
+    "PenaltyConfig.public_code and persistent are not for fine-tuning": lambda: FinetuneConfig(
+        penalty=replace(EXACT, public_code=True, share=1.0)
     ),
 }
 

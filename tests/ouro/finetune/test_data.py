@@ -25,7 +25,7 @@ from looped_lib.ouro.finetune.data import Collator, prompt_text, tokenise
 from looped_lib.ouro.finetune.rows import draw, load_rows
 from looped_lib.ouro.model.configuration import OuroConfig
 from looped_lib.ouro.model.modeling import OuroForCausalLM
-from looped_lib.tasks.addition import IGNORE
+from looped_lib.tasks.problems import IGNORE
 from looped_lib.tasks.tokenizer import SPECIAL
 from looped_lib.tasks.word_problems import generate
 

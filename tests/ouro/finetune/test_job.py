@@ -23,8 +23,8 @@ from looped_lib.ouro.finetune.config import FinetuneConfig
 from looped_lib.ouro.finetune.data import IGNORE, Collator, tokenise
 from looped_lib.ouro.finetune.rows import load_rows
 from looped_lib.ouro.model import costs
-from looped_lib.regularizers import JacobianPenalty
 from looped_lib.samplers import UniformLoops
+from looped_lib.training.jacobian_penalty import JacobianPenalty
 
 DEPTHS = UniformLoops(low=1, high=4)
 PENALTY = PenaltyConfig(weight=0.3, share=0.5, onset=1)

@@ -8,7 +8,7 @@ from tiny_ouro import gradients, random_ids, sizes_of, tiny
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from looped_lib.config import PenaltyConfig
-from looped_lib.regularizers import JacobianPenalty
+from looped_lib.training.jacobian_penalty import JacobianPenalty
 
 IDS = random_ids(3, 9)
 LABELS = IDS.masked_fill(torch.rand(3, 9, generator=torch.Generator().manual_seed(2)) < 0.3, -100)

@@ -7,7 +7,7 @@ from tiny_ouro import gradients, random_ids, sizes_of, tiny
 
 from looped_lib.config import PenaltyConfig
 from looped_lib.dynamics.jacobian import dense_jacobian, finite_difference, jvp, vjp
-from looped_lib.regularizers import JacobianPenalty
+from looped_lib.training.jacobian_penalty import JacobianPenalty
 
 IDS = random_ids(3, 9)
 LEFT = torch.ones_like(IDS).index_put((torch.tensor([0, 0, 0]), torch.tensor([0, 1, 2])), torch.tensor(0))
