@@ -30,6 +30,7 @@ from looped_lib.tasks.task import Task
 __all__ = ["differences", "from_dict", "to_dict"]  # configs are read and written with them
 
 Precision = Literal["fp32", "tf32", "bf16"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Kept = Literal["weights", "training"]
 LOGGED = ("step", "loss", "ce", "penalty", "grad_norm", "lr", "n_loops", "loops_per_sec", "seconds")
 """Columns of metrics.jsonl, beside one for each of an experiment's `terms`."""
@@ -92,11 +93,14 @@ class TrainingConfig:
     """Compile Phi with torch.compile."""
     log_every: int = 50
     """Steps between lines in metrics.jsonl (and between the only host synchronisations)."""
+    report_to: tuple[Tracker, ...] = ()
+    """Who else gets the lines of metrics.jsonl (see `training.trackers`)."""
     checkpoint_every: int = 500
     """Steps between checkpoints; 0 writes only the last."""
 
     def __post_init__(self):
         checks.choice(self, precision=Precision)
+        checks.some_of(self, report_to=Tracker)
         checks.whole(self, 1, "steps", "batch_size", "batch_repeats", "accumulation", "log_every")
         checks.whole(self, 0, "warmup_steps", "checkpoint_every", "backprop_loops")
         checks.number(self, 0, math.inf, "lr", open_start=True)

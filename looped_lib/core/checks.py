@@ -31,6 +31,14 @@ def choice(config: Any, **choices: Any) -> None:
             fail(config, name, "one of " + ", ".join(map(repr, get_args(literal))))
 
 
+def some_of(config: Any, **choices: Any) -> None:
+    """Each field named must be a list with none or some of the values of its Literal."""
+    for name, literal in choices.items():
+        value = getattr(config, name)
+        if not isinstance(value, tuple | list) or not all(each in get_args(literal) for each in value):
+            fail(config, name, f"a list with none or some of {', '.join(get_args(literal))}")
+
+
 def whole(config: Any, least: int, *names: str, most: int = MOST) -> None:
     """Each field named must be an int of at least `least` and at most `most`."""
     for name in names:

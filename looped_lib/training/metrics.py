@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,17 @@ from torch import Tensor
 from looped_lib.core.files import naming, parse_json, replacing
 
 LONGEST_LINE = 4096  # bytes
+Line = dict[str, float]
 
 
 class MetricsLog:
-    """Gathers what each training step reports and appends the averages to a file.
+    """Gathers what each training step reports and appends the averages to a file, which `report` is told too.
 
     A resumed run first drops lines at or past its step, and a last line cut short by a kill, so that no step appears twice.
     """
 
-    def __init__(self, path: Path, step: int, every: int, write: bool = True):
-        self.path, self.write = path, write
+    def __init__(self, path: Path, step: int, every: int, write: bool = True, report: Callable[[Line], None] = lambda line: None):
+        self.path, self.write, self.report = path, write, report
         self.pending: list[tuple[int, dict[str, Tensor | float]]] = []
         self.since = time.perf_counter()
         self.summary: dict[str, Any] = {}
@@ -58,6 +60,7 @@ class MetricsLog:
         self.pending = []
         if bad is None and self.write:
             append(self.path, line)
+            self.report(line)
         self.summary = {k: f"{line[k]:.4g}" for k in ("loss", "penalty", "loops_per_sec")}
         return bad
 

@@ -31,7 +31,7 @@ from looped_lib.core.interrupts import deferred
 from looped_lib.core.project import CHECKPOINTS, METRICS, RESULT
 from looped_lib.models.protocols import Trainable
 from looped_lib.tasks.problems import IGNORE
-from looped_lib.training import checkpoints, folder, origins
+from looped_lib.training import checkpoints, folder, origins, trackers
 from looped_lib.training.batches import Batches
 from looped_lib.training.carry import Carry
 from looped_lib.training.memory import keeping_freed_memory
@@ -74,6 +74,7 @@ class Trainer:
         if run_dir is not None:
             folder.check(run_dir, config)  # before the work
         c = config.training
+        trackers.check_installed(c)
         if c.batch_size % (self.world * c.accumulation):
             raise ConfigError(
                 f"TrainingConfig.batch_size must be a multiple of processes x accumulation ({self.world} x {c.accumulation}), "
@@ -121,9 +122,10 @@ class Trainer:
         """All steps to the last, or to the one in which an interrupt came; then a checkpoint."""
         self.model.train()
         c, agreement, agreed = self.config.training, Agreement(self.world), 0
-        log = MetricsLog(self.run_dir / METRICS, self.step, c.log_every, write=self.processes.first)
         shown = self.progress and self.processes.first and self.step < c.steps
-        with deferred() as interrupt:
+        told = trackers.reporting(c.report_to if self.processes.first else (), self.run_dir, c.steps)
+        with deferred() as interrupt, told as report:
+            log = MetricsLog(self.run_dir / METRICS, self.step, c.log_every, self.processes.first, report)
             with tqdm(total=c.steps, initial=self.step, desc=self.run_dir.name, disable=not shown, unit="step") as bar:
                 while self.step < c.steps and not agreed:
                     log.add(self.step, self.train_step())

@@ -29,7 +29,7 @@ Dtype = Literal["bfloat16", "float32"]
 REMEASURE = "delete it to measure the cell again"
 # Other settings, such as the batch size, say how a cell is measured, not what.
 _DECIDES = "backend system_prompt chat_template fewshot max_new_tokens temperature limit dtype seed".split()
-_OF_CONFIG = {"model", "max_model_len", "max_gen_toks", "dtype", "seed", "hf_overrides"}  # not for `engine`
+_OF_CONFIG = set("model max_model_len max_gen_toks dtype seed hf_overrides worker_extension_cls".split())  # not for `engine`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +110,12 @@ class EvaluationConfig:
         """Loop counts and exits."""
         most = max(self.depths)
         return [*self.depths, *(Exit(by, float(x), most) for by, thresholds in self.exits.items() for x in thresholds)]
+
+    @property
+    def one_engine(self) -> bool:
+        """Whether one engine measures all loop counts of a checkpoint: vLLM's can where it is not compiled, and one replica."""
+        eager = self.engine.get("enforce_eager") is True and self.engine.get("data_parallel_size", 1) == 1
+        return self.backend == "transformers" or eager
 
     def decisive(self) -> dict[str, Any]:
         """The settings that a cell's numbers depend on, beside checkpoint, task and depth."""

@@ -16,6 +16,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from looped_lib.core.checks import ConfigError
 from looped_lib.core.files import read_json
 from looped_lib.core.project import runs_folder
+from looped_lib.ouro.finetune.folder import DATA, MODEL
+from looped_lib.ouro.finetune.saving import checkpoints, step_of
 from looped_lib.ouro.model.configuration import OuroConfig
 from looped_lib.ouro.model.modeling import OuroForCausalLM
 
@@ -66,6 +68,17 @@ class Checkpoint:
         """A fingerprint of the weights, of both parts. FileNotFoundError if a folder has none."""
         base = fingerprint(Path(self.base)) if Path(self.base).is_dir() else str(self.architecture(offline)._commit_hash)
         return base if self.adapter is None else f"{base}+{fingerprint(self.adapter)}"
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """The fine-tuning run whose model or checkpoint it is, and its updates until then: run, updates. Nothing of others."""
+        path = Path(self.source).resolve()
+        run = path.parent if path.name == MODEL else path.parent.parent
+        if path in checkpoints(run):
+            return {"run": run.name, "updates": step_of(path)}
+        if path.name == MODEL and (run / DATA).exists():
+            return {"run": run.name, "updates": read_json(run / DATA)["updates"]}
+        return {}
 
     @property
     def is_here(self) -> bool:

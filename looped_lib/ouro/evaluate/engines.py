@@ -1,6 +1,7 @@
 """lm-eval's engines by backend, as a worker asks them: `prepare` hears all requests and stops, `stop` says which is asked.
 
-With transformers one engine has every loop count (`sweep`), with vLLM an engine is built for one.
+With transformers one engine answers at all stops at once (`sweep`). vLLM answers at one loop count after the other, by one engine
+(`served`) or, where its graph is compiled, by one each (`EvaluationConfig.one_engine`).
 """
 
 from pathlib import Path
@@ -20,8 +21,7 @@ def start(config: EvaluationConfig, checkpoint: Checkpoint, stops: list[Stop], l
     """An engine of the config's backend. `links` is a folder for what is only needed while it runs."""
     if config.backend == "transformers":
         return _transformers(config, checkpoint)
-    (depth,) = set(stops)
-    return _vllm(config, checkpoint, depth, links)
+    return _vllm(config, checkpoint, max(stops), links)
 
 
 def _transformers(config: EvaluationConfig, checkpoint: Checkpoint) -> Any:
@@ -34,13 +34,9 @@ def _transformers(config: EvaluationConfig, checkpoint: Checkpoint) -> Any:
     return Sweep(model, checkpoint.tokenizer(), config.batch_size, config.max_len)
 
 
-def _vllm(config: EvaluationConfig, checkpoint: Checkpoint, depth: int, links: Path) -> Any:
+def _vllm(config: EvaluationConfig, checkpoint: Checkpoint, most: int, links: Path) -> Any:
     """An adapter is merged: with one at work, vLLM has no log-probabilities of a prompt (on a CPU its engine dies of them)."""
-    from lm_eval.models.vllm_causallms import VLLM
-
-    class OneDepth(VLLM):
-        def prepare(self, requests: Any, stops: Any) -> None:
-            """vLLM fills its own batches when it is asked."""
+    from looped_lib.ouro.evaluate.served import Served  # slow to import, and perhaps not there
 
     def found(source: str | Path) -> str:  # vLLM lists a folder's files by a pattern
         return str(without_wildcards(Path(source), links)) if Path(source).is_dir() else str(source)
@@ -52,10 +48,9 @@ def _vllm(config: EvaluationConfig, checkpoint: Checkpoint, depth: int, links: P
         "max_model_len": config.max_len,
         "max_gen_toks": config.max_new_tokens,
         "seed": config.seed,
-        "hf_overrides": {"total_ut_steps": depth},
         **config.engine,
     }
-    return OneDepth.create_from_arg_obj(arguments, {"batch_size": "auto"})
+    return Served(most, **arguments, batch_size="auto")
 
 
 def _merged(checkpoint: Checkpoint, dtype: str, links: Path) -> Path:

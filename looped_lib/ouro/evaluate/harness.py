@@ -2,9 +2,10 @@
 
     looped-lib evaluate EVALUATION.json OUT
 
-EVALUATION.json is an `EvaluationConfig` (`cells` says what lands in OUT). One engine serves all tasks of a checkpoint, with
-transformers at all depths from one pass over the loops, with vLLM at one. It is a process of its own (`worker`): its memory is
-free when it ends, and a crash costs the cells it was at. A rerun measures only what is not there, and tries again what failed.
+EVALUATION.json is an `EvaluationConfig` (`cells` says what lands in OUT). One engine serves all tasks of a checkpoint: with
+transformers at all depths from one pass over the loops, with vLLM at one depth after another, or at one if it is compiled. It is
+a process of its own (`worker`): its memory is free when it ends, and a crash costs the cells it was at. A rerun measures only
+what is not there, and tries again what failed.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def _by_engine(config: EvaluationConfig, todo: list[Cell]) -> list[list[Cell]]:
     """The cells that one engine measures: those of a checkpoint, or of a checkpoint at a depth."""
     groups: dict[Path, list[Cell]] = {}
     for cell in todo:
-        groups.setdefault(cell.folder.parent if config.backend == "transformers" else cell.folder, []).append(cell)
+        groups.setdefault(cell.folder.parent if config.one_engine else cell.folder, []).append(cell)
     return list(groups.values())
 
 

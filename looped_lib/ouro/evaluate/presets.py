@@ -21,6 +21,8 @@ from looped_lib.ouro.evaluate.checkpoint import find_checkpoint, from_here
 from looped_lib.ouro.evaluate.checks import brief
 from looped_lib.ouro.finetune import presets
 from looped_lib.ouro.finetune.folder import MODEL
+from looped_lib.ouro.finetune.saving import checkpoints as checkpoints_of
+from looped_lib.ouro.finetune.saving import step_of
 from looped_lib.ouro.model.configuration import OuroConfig
 from looped_lib.ouro.model.modeling import OuroForCausalLM
 
@@ -42,11 +44,13 @@ def evaluation(
     limit: int = 0,
     backend: str = "",
     exits: str = "",
+    every_step: bool = False,
 ) -> EvaluationConfig:
     """The evaluation of a preset, or of what is named instead: texts with spaces between, `name=path` where two belong together,
     in quotes where a path has spaces (`a='my runs/a' b=/b`).
 
-    `runs` is the folder of notebook 05's runs (default: runs/ouro_finetune). The backend is vLLM for `paper` where it is
+    `runs` is the folder of notebook 05's runs (default: runs/ouro_finetune); with `every_step` their checkpoints/step_... are
+    evaluated beside their models, those of runs at work too. The backend is vLLM for `paper` where it is
     installed; a small model has answered with transformers before a vLLM has started.
     ConfigError on what cannot be read, and if there is nothing to evaluate.
     """
@@ -60,7 +64,7 @@ def evaluation(
         settings["tasks"] = tuple(_words("tasks", tasks))
     return EvaluationConfig(
         **settings,
-        checkpoints=_pairs("checkpoints", checkpoints) or _checkpoints(preset, Path(out), runs),
+        checkpoints=_pairs("checkpoints", checkpoints) or _checkpoints(preset, Path(out), runs, every_step),
         depths=_numbers(depths) or DEPTHS[preset],
         exits=_thresholds(exits),
         data=_pairs("data", data),
@@ -80,19 +84,22 @@ def write_random(folder: Path, preset: str = "smoke") -> Path:
     return folder
 
 
-def _checkpoints(preset: str, out: Path, runs: str) -> dict[str, str]:
+def _checkpoints(preset: str, out: Path, runs: str, every_step: bool) -> dict[str, str]:
     if preset == "smoke":
         return {"random": str(write_random(out / "random_weights"))}
     root = Path(from_here(runs or "runs/ouro_finetune"))
     fitting, large = {}, OuroConfig().vocab_size
-    for folder in sorted(root.glob(f"*/{MODEL}")):
+    named = {folder.parent.name: folder for folder in sorted(root.glob(f"*/{MODEL}"))}
+    for run in sorted(root.glob("*")) if every_step else ():
+        named |= {f"{run.name}.step_{step_of(folder)}": folder for folder in checkpoints_of(run)}
+    for name, folder in named.items():
         try:
             vocab_size = find_checkpoint(str(folder)).architecture().vocab_size
         except (OSError, ValueError) as e:
             warnings.warn(f"{folder} is left out: {brief(e)}", stacklevel=3)
             continue
         if (vocab_size == large) == (preset == "paper"):
-            fitting[folder.parent.name] = str(folder)
+            fitting[name] = str(folder)
     if preset == "paper":
         return {"base": "ByteDance/Ouro-1.4B", **fitting}
     if not fitting:

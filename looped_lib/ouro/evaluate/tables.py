@@ -22,6 +22,13 @@ def results(out: str | Path) -> pd.DataFrame:
     return table.sort_values(["model", "task", "depth"], kind="stable", ignore_index=True)
 
 
+def training(out: str | Path) -> pd.DataFrame:
+    """The rows of `results` of models and checkpoints of fine-tuning runs: model, task, depth, run, updates (so far), NUMBERS."""
+    columns = ["model", "task", "depth", "run", "updates"]
+    table = _metrics(out, "T=*", columns).dropna(subset=["updates"]).astype({"updates": int})
+    return table.sort_values(["task", "run", "depth", "updates"], kind="stable", ignore_index=True)
+
+
 def exits(out: str | Path) -> pd.DataFrame:
     """The same of exits: model, task, depth (the most loops), exit (its criterion), threshold, loops (mean a token), NUMBERS."""
     columns = ["model", "task", "depth", "exit", "threshold", "loops"]

@@ -157,6 +157,7 @@ class Worker:
                 **{
                     "settings": self.config.decisive(),
                     "source": self.checkpoint.source,
+                    **self.checkpoint.trained,
                     "weights": self.spec["weights"],
                 },
                 "provenance": self.provenance(),

@@ -16,9 +16,9 @@ The four modes of the paper's table differ in two fields:
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
-from looped_lib.config import PenaltyConfig
+from looped_lib.config import PenaltyConfig, Tracker
 from looped_lib.core import checks
 from looped_lib.core.checks import ConfigError
 from looped_lib.samplers import LogNormalLoops, LoopSampler
@@ -28,7 +28,6 @@ Precision = Literal["fp32", "bf16"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Parallel = Literal["ddp", "fsdp2"]
 Loss = Literal["last_loop", "gate_mixture"]
-Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 SYSTEM_PROMPT = "You are a helpful assistant that can assist users with reasoning."
 
@@ -126,9 +125,7 @@ class UpdatesConfig:
         if self.warmup_ratio + self.decay_ratio > 1:
             checks.fail(self, "decay_ratio", f"at most 1 - warmup_ratio ({1 - self.warmup_ratio:g})")
         checks.numbers(self, 2, 0, 1, "betas", open_end=True)
-        trackers = get_args(Tracker)
-        if not isinstance(self.report_to, tuple | list) or not all(name in trackers for name in self.report_to):
-            checks.fail(self, "report_to", f"a list with none or some of {', '.join(trackers)}")
+        checks.some_of(self, report_to=Tracker)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ on each, --nnodes, --node_rank and --rdzv_endpoint HOST:PORT; RUN_DIR and the da
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,6 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
-from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.utils import is_flash_attn_2_available
 
 from looped_lib.config import from_dict, to_dict
@@ -43,7 +41,7 @@ from looped_lib.ouro.finetune.trainer import LoopedTrainer
 from looped_lib.runs.folders import provenance
 from looped_lib.runs.results import write_result
 from looped_lib.tasks.tokenizer import TURN_END
-from looped_lib.training import metrics
+from looped_lib.training import metrics, trackers
 from looped_lib.training.processes import Agreement, Processes, run_job
 
 
@@ -141,8 +139,7 @@ def check_installed(c: UpdatesConfig) -> None:
             "UpdatesConfig.attention 'flash_attention_2' needs the package flash-attn and a GPU, which are not both here: "
             "install it, or choose 'sdpa'"
         )
-    if missing := [name for name in c.report_to if name not in get_available_reporting_integrations()]:
-        raise ConfigError(f"UpdatesConfig.report_to: {', '.join(missing)} is not installed: pip install {' '.join(missing)}")
+    trackers.check_installed(c)
 
 
 def shard(model: Any, bf16: bool) -> None:
@@ -177,8 +174,7 @@ def arguments(config: FinetuneConfig, run_dir: Path, rows: int, world: int) -> T
         "warmup_stable_decay": {"num_decay_steps": round(c.decay_ratio * steps), "min_lr_ratio": c.min_lr_ratio},
         "cosine": {"min_lr_rate": c.min_lr_ratio},
     }[c.schedule]
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_dir / "tensorboard")
-    os.environ.setdefault("WANDB_DIR", str(run_dir))
+    trackers.set_places(run_dir)
     return TrainingArguments(
         output_dir=str(run_dir),
         max_steps=steps,
@@ -206,7 +202,7 @@ def arguments(config: FinetuneConfig, run_dir: Path, rows: int, world: int) -> T
         use_cache=True,  # in the config.json that is saved; training does not use one
         ddp_find_unused_parameters=config.loss == "gate_mixture" and 1 in config.loops.support,  # one loop needs no gate
         report_to=list(c.report_to) or "none",
-        run_name=f"{run_dir.parent.name}/{run_dir.name}",
+        run_name=trackers.run_name(run_dir),
         disable_tqdm=not sys.stderr.isatty(),
     )
 

@@ -39,6 +39,16 @@ process_results: !function deadly.die
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
 
+DIE = """
+import os
+from pathlib import Path
+
+def die(doc, results):
+    if (died := Path(__file__).with_name("died")).exists():
+        return {"exact_match": 1.0}
+    died.touch()
+    os._exit(7)
+"""
 PAGES = """
 task: pages
 dataset_path: json
@@ -77,12 +87,12 @@ def both(tmp_path_factory):
     tasks = folder / "tasks"
     tasks.mkdir()
     (tasks / "pages.yaml").write_text(PAGES)
-    (tasks / "deadly.py").write_text("import os\n\ndef die(doc, results):\n    os._exit(7)\n")
+    (tasks / "deadly.py").write_text(DIE)
     (tasks / "deadly.yaml").write_text(DEADLY)
     config = EvaluationConfig(
         checkpoints={"learned": str(folder / "adapter")},
         tasks=("word_problems", "deadly", "gsm8k", "asdiv", "pages"),
-        depths=(3,),
+        depths=(3, 2),
         backend="vllm",
         system_prompt="",
         max_len=256,
@@ -94,11 +104,12 @@ def both(tmp_path_factory):
         data={"deadly": str(folder / "gsm8k.jsonl")}
         | {task: str(folder / f"{task}.jsonl") for task in ("gsm8k", "asdiv", "pages")},
     )
-    pids, popen = [], subprocess.Popen
+    pids, engines, popen = [], [], subprocess.Popen
 
-    def start(*args, **options):
-        process = popen(*args, **options)
+    def start(command, *args, **options):
+        process = popen(command, *args, **options)
         pids.append(process.pid)
+        engines.extend(["engine"] * ("_engine" in command))
         return process
 
     with pytest.MonkeyPatch.context() as patch, socket.socket() as taken:
@@ -110,27 +121,32 @@ def both(tmp_path_factory):
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         patch.setattr(harness.subprocess, "Popen", start)
         harness.evaluate(config, folder / "vllm", progress=False)
-        left = sessions(pids)
+        left, starts = sessions(pids), len(engines)
         kept = {task: path for task, path in config.data.items() if task != "deadly"}
         other = replace(config, backend="transformers", engine={}, data=kept, tasks=("word_problems", "gsm8k", "asdiv", "pages"))
         harness.evaluate(other, folder / "transformers", progress=False)
     found = find_checkpoint(str(folder / "adapter"))
     return SimpleNamespace(
-        vllm=folder / "vllm", transformers=folder / "transformers", left=left, model=model, weights=found.weights()
+        vllm=folder / "vllm",
+        transformers=folder / "transformers",
+        left=left,
+        starts=starts,
+        model=model,
+        weights=found.weights(),
     )
 
 
 def test_both_measure_the_adapter_on_its_base(both):
     weights = {
-        read_json(path)["weights"] for out in (both.vllm, both.transformers) for path in out.glob("learned/T=3/asdiv.json")
+        read_json(path)["weights"] for out in (both.vllm, both.transformers) for path in out.glob("learned/T=*/asdiv.json")
     }
     assert weights == {both.weights} and "+" in both.weights
 
 
 def test_a_perplexity_is_recorded_and_is_no_accuracy(both):
     tables = [results(out) for out in (both.vllm, both.transformers)]
-    ours, theirs = (table.query("task == 'pages' and metric == 'word_perplexity'")["value"].item() for table in tables)
-    assert ours == pytest.approx(theirs, rel=1e-3) and ours > 1
+    ours, theirs = (table.query("task == 'pages' and metric == 'word_perplexity'")["value"].tolist() for table in tables)
+    assert ours == pytest.approx(theirs, rel=1e-3) and min(ours) > 1 and ours[0] != ours[1]
     assert "pages" not in set(headlines(tables[0])["task"]) and set(without_accuracy(tables[0])["task"]) == {"pages"}
 
 
@@ -142,18 +158,26 @@ def test_the_backends_agree_sample_by_sample(both, task):
 
 def test_both_agree_with_our_own_depth_evaluation_to_the_last_problem(both):
     lines = (find_root() / "data" / "word_problems" / "test.jsonl").read_text(encoding="utf-8").splitlines()[:60]
-    own = accuracy_by_depth(both.model, TOKENIZER, [json.loads(line) for line in lines], [3])
-    assert 5 < own.correct.sum() < 60  # or agreement would say little
+    own = accuracy_by_depth(both.model, TOKENIZER, [json.loads(line) for line in lines], [2, 3])
+    assert 5 < own.correct[:, 1].sum() < 60 and own.accuracy[0] != own.accuracy[1]  # or agreement would say little
     for out in (both.vllm, both.transformers):
-        assert samples(out, "word_problems")["right"].astype(bool).tolist() == own.correct[:, 0].tolist()
-        (accuracy,) = results(out).query("task == 'word_problems' and metric == 'exact_match'")["value"]
-        assert accuracy == own.accuracy[0]
+        rows = samples(out, "word_problems")
+        for depth, right in zip((2, 3), own.correct.T.tolist(), strict=True):
+            assert rows[rows["depth"] == depth]["right"].astype(bool).tolist() == right
+        assert results(out).query("task == 'word_problems' and metric == 'exact_match'")["value"].tolist() == own.accuracy
 
 
 def test_the_cell_at_which_the_engine_died_failed_and_the_later_ones_did_not(both):
     (failed,) = failures(both.vllm).to_dict("records")
     assert failed["task"] == "deadly" and "the engine died (exit status 7)" in failed["reason"]
-    assert set(results(both.vllm)["task"]) == {"word_problems", "gsm8k", "asdiv", "pages"}
+    measured = results(both.vllm).groupby("depth")["task"].agg(set)
+    assert measured[2] | measured[3] == {"word_problems", "gsm8k", "asdiv", "pages", "deadly"}
+    assert measured[2] ^ measured[3] == {"deadly"}
+
+
+def test_an_engine_that_is_not_compiled_measures_all_depths(both):
+    """The first one died; the second measured what was left."""
+    assert both.starts == 2
 
 
 def test_no_process_of_an_engine_is_left(both):

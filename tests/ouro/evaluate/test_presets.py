@@ -1,6 +1,7 @@
 """Evaluations by preset: what each measures, what may be named instead, and what cannot be read."""
 
 import json
+import shutil
 
 import pytest
 from learned_ouro import TOKENIZER
@@ -75,6 +76,17 @@ def test_paths_may_start_at_the_projects_folder(tmp_path, monkeypatch):
     )
     assert config.checkpoints == {"a": str(find_root() / "data" / "tokenizer"), "b": "owner/name"}
     assert config.data == {"svamp": str(find_root() / "data" / "README.md")}
+
+
+def test_checkpoints_of_runs_are_measured_if_asked_for(runs, tmp_path):
+    """Those of a run at work, which has no model yet, too."""
+    model = runs / "base-seed0" / "model"
+    for run, step in (("base-seed0", 20), ("base-seed0", 300), ("new-seed0", 20)):
+        shutil.copytree(model, runs / run / "checkpoints" / f"step_{step:08d}")
+    plain, every = (evaluation("cpu", tmp_path, str(runs), every_step=every).checkpoints for every in (False, True))
+    more = {f"{run}.step_{n}" for run, n in (("base-seed0", 20), ("base-seed0", 300), ("new-seed0", 20))}
+    assert set(every) == set(plain) | more and "base-seed0" in plain
+    assert every["new-seed0.step_20"] == str(runs / "new-seed0" / "checkpoints" / "step_00000020")
 
 
 def test_quotes_keep_the_spaces_of_a_path(tmp_path):

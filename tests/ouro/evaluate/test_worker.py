@@ -1,6 +1,7 @@
 """What a worker reads and writes, in this process; its engine says what it is told to, up to the stops that it is given."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,10 @@ from looped_lib.core.checks import ConfigError
 from looped_lib.core.files import read_json, write_json, write_jsonl
 from looped_lib.ouro.evaluate import checks
 from looped_lib.ouro.evaluate.cells import EvaluationConfig
-from looped_lib.ouro.evaluate.tables import headlines, record, results, samples, without_accuracy
+from looped_lib.ouro.evaluate.tables import headlines, record, results, samples, training, without_accuracy
 from looped_lib.ouro.evaluate.worker import Worker
 from looped_lib.ouro.model.configuration import OuroConfig
+from looped_lib.plots import benchmarks
 from looped_lib.widgets import answers
 
 SUMS = ((3, 4), (10, 2), (5, 5), (6, 1))
@@ -111,6 +113,23 @@ def own_task(folder: Path, name: str, more: str = "") -> dict[str, str]:
     rows = [{"question": f"{a} and {b}?", "answer": str(a + b)} for a, b in SUMS]
     write_jsonl(folder / f"{name}.jsonl", rows)
     return {name: str(folder / f"{name}.jsonl")}
+
+
+def test_checkpoints_of_a_run_are_told_by_their_updates(config, tmp_path):
+    """Of a run that has ended, its model too; a model of nobody's run is not among them."""
+    run, other = tmp_path / "sft-seed0", Path(config.checkpoints["a"])
+    shutil.copytree(other, run / "model")
+    shutil.copytree(other, run / "checkpoints" / "step_00000300")
+    write_json(run / "data.json", {"updates": 500})
+    for out, source in (("end", run / "model"), ("middle", run / "checkpoints" / "step_00000300"), ("other", other)):
+        measured(replace(config, checkpoints={"a": str(source)}), tmp_path / "out" / out, Script("\\boxed{7}"))
+        (tmp_path / "out" / out / "a").rename(tmp_path / "out" / f"{out}-model")
+        (tmp_path / "out" / out).rmdir()
+    table = headlines(training(tmp_path / "out"))
+    assert table[["run", "depth", "updates", "value"]].values.tolist() == [["sft-seed0", 2, 300, 0.5], ["sft-seed0", 2, 500, 0.5]]
+    (drawn,) = benchmarks.over_training(table).data
+    assert (drawn.name, list(drawn.x), list(drawn.y)) == ("sft-seed0, T = 2", [300, 500], [50, 50])
+    assert not benchmarks.over_training(headlines(training(tmp_path / "nothing"))).data
 
 
 @pytest.mark.parametrize("fewshot", [0, 2])

@@ -280,7 +280,7 @@ def models(folder) -> Path:
 @pytest.mark.parametrize("message", COMMANDS)
 def test_by_command_what_is_wrong_is_one_line_before_any_update(models, tmp_path, monkeypatch, capfd, message):
     write_json(tmp_path / "config.json", COMMANDS[message](models))
-    monkeypatch.setattr(job, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["tensorboard"])
     if "processes (8 x 2)" in message:
         monkeypatch.setenv("RANK", "0")
         monkeypatch.setattr(job.Processes, "from_environment", lambda: job.Processes(0, 2, "cpu"))
