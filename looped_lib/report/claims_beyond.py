@@ -17,7 +17,6 @@ from looped_lib.report.experiments import (
     RANDOM,
     VJP,
     last,
-    only,
     random_loops,
     weighted_estimators,
 )
@@ -26,7 +25,7 @@ from looped_lib.report.measures import DEEPEST, TRAINED, deep, learned, named, p
 from looped_lib.report.verdicts import SEEDS, Rule
 from looped_lib.runs.folders import Run
 from looped_lib.studies.beyond import input_study
-from looped_lib.studies.paper import penalty_study
+from looped_lib.studies.paper import only, penalty_study
 from looped_lib.studies.sizes import Configs
 
 NEVER_MOVES = 2 * 1.2e-7  # relative change that float32 does not tell from none

@@ -9,12 +9,13 @@ from functools import partial
 from looped_lib.report.claims import Claim, Finding, over_seeds
 from looped_lib.report.claims_beyond import cost
 from looped_lib.report.evidence import Evidence
-from looped_lib.report.experiments import only, recipes
+from looped_lib.report.experiments import recipes
 from looped_lib.report.flops import training_flops
 from looped_lib.report.measures import DEEPEST, TRAINED, named, percent
 from looped_lib.report.verdicts import SEEDS, Rule
 from looped_lib.runs.folders import Run
 from looped_lib.studies.beyond import input_study
+from looped_lib.studies.paper import only
 
 DEPTHS = 10_000
 HOLDS = 0.995
