@@ -173,4 +173,5 @@ class ExperimentConfig:
             return values
         kind = "RelativeChange" if penalty.get("last_change") == "relative_squared" else "LastChange"
         term = {"kind": kind, "weight": weight, "onset": penalty.get("onset", PenaltyConfig.onset)}
-        return values | {"penalty": penalty | {"l2_weight": 0.0}, "terms": {"l2": term}}
+        rest = {} if penalty.get("weight") else {"onset": PenaltyConfig.onset}  # else the onset was the term's alone
+        return values | {"penalty": penalty | {"l2_weight": 0.0} | rest, "terms": {"l2": term}}

@@ -22,12 +22,11 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import special, stats
 
-from looped_lib.core import checks
+from looped_lib.core import checks, streams
 from looped_lib.core.kinds import Kind
 
 TRAINED_DEPTH = 4  # loop count of fixed-depth training, the paper's
 MOST_LOOPS = 10_000  # of a training step
-_STREAM = 0x100  # keeps loop counts independent of every other stream derived from the same seed
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class LoopSampler(Kind, ABC):
 
     def sample(self, seed: int, step: int, size: int | None = None) -> int | Int[np.ndarray, "size"]:
         """The loop count of training step `step` (one for the batch), or `size` counts (one per sequence)."""
-        u = np.random.default_rng([_STREAM, seed, step]).random(size)
+        u = streams.generator(streams.LOOPS, seed, step).random(size)
         # side="right": u in [cdf[i-1], cdf[i]) maps to i, so that a value of zero probability is never drawn
         index = np.searchsorted(_cumulative(self)[:-1], u, side="right")
         counts = self.support[index]

@@ -51,3 +51,11 @@ def test_tests_stand_in_the_same_tree():
     tests = find_root() / "tests"
     rooms = {p.relative_to(LIBRARY) for p in LIBRARY.rglob("*") if p.is_dir() and list(p.glob("*.py"))}
     assert {p.parent.relative_to(tests) for p in tests.rglob("test_*.py")} <= rooms | {Path(".")}
+
+
+def test_files_have_at_most_300_lines_and_functions_50():
+    for path in LIBRARY.rglob("*.py"):
+        text = path.read_text()
+        assert len(text.splitlines()) <= 300, path
+        functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef))
+        assert not [n.name for n in functions if n.end_lineno - n.lineno >= 50], path

@@ -105,7 +105,7 @@ def holding(folder: str | Path, patience: float = 30.0) -> Iterator[None]:
         yield
 
 
-def held(folder: str | Path) -> bool:
+def is_locked(folder: str | Path) -> bool:
     """Whether a process is at work in `folder` (see `holding`)."""
     try:
         with open(Path(folder) / LOCK) as file:

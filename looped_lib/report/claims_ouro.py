@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from looped_lib.ouro.evaluate.paper import STARS, STATED, TASKS
+from looped_lib.ouro.evaluate.paper import STARS, STATED
 from looped_lib.report.claims import Claim, Finding, over_seeds
 from looped_lib.report.evidence import Evidence, Tuned
+from looped_lib.report.measures import five_task_means
 from looped_lib.report.verdicts import Rule
 from looped_lib.samplers import TRAINED_DEPTH
 
@@ -26,9 +27,8 @@ def averages(table: pd.DataFrame) -> _Averages:
     Of several models of a kind the first that was measured at both loop counts, so that a fall is one model's.
     """
     found: _Averages = {}
-    for model, cells in table[table["task"].isin(TASKS)].groupby("model"):
-        depths = cells.groupby("depth")
-        means = {int(d): float(c["value"].mean()) for d, c in depths if set(c["task"]) == set(TASKS)}
+    for model, rows in five_task_means(table).groupby("model"):
+        means = dict(zip(rows["depth"].astype(int), rows["value"].astype(float), strict=True))
         if {T, TWICE} <= set(means):
             found.setdefault(model.split("-")[0], means)
     return found

@@ -6,7 +6,7 @@ from typing import get_args
 from looped_lib.config import ExperimentConfig
 from looped_lib.models.config import NormPlacement
 from looped_lib.studies.beyond import RECIPES, input_study, recipe_study
-from looped_lib.studies.paper import L2_WEIGHT, jacobian_study, loops_study, norm_study, penalty_study
+from looped_lib.studies.paper import L2_WEIGHT, jacobian_study, loops_study, norm_study, only, penalty_study
 from looped_lib.studies.sizes import Configs
 
 GROWING, BOUNDED = ("pre_norm", "sandwich_branch"), ("post_norm", "sandwich_dual")
@@ -26,12 +26,6 @@ ESTIMATORS = {
     "public code": {"quantity": "public_code"},
 }
 LIGHT = [name for name in ESTIMATORS if "persistent" not in name and name != "public code"]
-
-
-def only(configs: Configs) -> ExperimentConfig:
-    """The one experiment of a study's function."""
-    (config,) = configs.values()
-    return config
 
 
 def placements(size: str, names: Sequence[str] = get_args(NormPlacement), norm_type: str = "LayerNorm") -> Configs:

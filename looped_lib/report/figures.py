@@ -7,9 +7,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from looped_lib.core.html import escape
-from looped_lib.ouro.evaluate.paper import STARS, TASKS
+from looped_lib.ouro.evaluate.paper import STARS
 from looped_lib.plots.spectra import gains_by_loop
 from looped_lib.plots.style import figure, lines, not_run
+from looped_lib.report.measures import five_task_means
 
 _KINDS = ("base", "sft", "stars")  # of the paper's table
 
@@ -26,24 +27,18 @@ def beside_paper(table: pd.DataFrame, title: str = "Five benchmarks, mean accura
 
     `table` as from `tables.headlines`. Ours are the models measured on all five; `stars-seed0` is a `stars`.
     """
-    ours = _averages(table[table["task"].isin(TASKS)])
+    ours = five_task_means(table)
     if ours.empty:
         return not_run(title)
     plot, line = figure(title, "loops T", "mean accuracy over five tasks, %"), lines(_KINDS)
     for kind in _KINDS:
-        theirs = _averages(STARS[STARS["model"] == kind])
+        theirs = five_task_means(STARS[STARS["model"] == kind])
         for model, points in ours[ours["model"].str.split("-").str[0] == kind].groupby("model"):
             _add(plot, f"{model}, ours", points, mode="lines+markers", line=line[kind])
         marker = {"color": line[kind]["color"], "symbol": "diamond-open", "size": 11, "line": {"width": 2}}
         _add(plot, f"{kind}, paper", theirs, mode="markers", marker=marker)
     ticks = sorted({*ours["depth"], *STARS["depth"]})
     return plot.update_xaxes(type="log", tickvals=ticks, ticktext=list(map(str, ticks)))
-
-
-def _averages(table: pd.DataFrame) -> pd.DataFrame:
-    """By model and depth the mean over the five tasks, where all of them are there."""
-    means = table.groupby(["model", "depth"], as_index=False).agg(value=("value", "mean"), n=("task", "nunique"))
-    return means[means["n"] == len(TASKS)].sort_values(["model", "depth"])
 
 
 def _add(plot: go.Figure, name: str, points: pd.DataFrame, **style: Any) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from looped_lib.config import ExperimentConfig, PenaltyConfig
+from looped_lib.core import compat
 from looped_lib.samplers import FixedLoops
 from looped_lib.training.trainer import Trainer
 
@@ -73,13 +73,13 @@ def _counted(config: ExperimentConfig, loops: int) -> int:
     return counted.flops
 
 
-class _Count(TorchDispatchMode):
+class _Count(compat.dispatch_mode()):
     """torch's FlopCounterMode without its record of modules, which refuses gradients of a leaf: a penalty takes those."""
 
     flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        if (operator := compat.operator(func)) in flop_registry:
+            self.flops += flop_registry[operator](*args, **(kwargs or {}), out_val=out)
         return out

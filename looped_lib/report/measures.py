@@ -5,6 +5,9 @@ Addition is trained at T = 4, or at random T with a mean near it, and measured t
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import pandas as pd
+
+from looped_lib.ouro.evaluate.paper import TASKS
 from looped_lib.report.evidence import Evidence
 from looped_lib.runs.folders import Run
 from looped_lib.samplers import TRAINED_DEPTH
@@ -61,3 +64,10 @@ def at(runs: Sequence[Run], depth: int) -> str:
 def say_at(name: str, runs: Sequence[Run], depth: int) -> str:
     """The same as words."""
     return f"{name} {at(runs, depth)} at {depth} loops"
+
+
+def five_task_means(table: pd.DataFrame) -> pd.DataFrame:
+    """model, depth, value: the mean over the paper's five benchmarks, where all are there; `table` as from `headlines`."""
+    table = table[table["task"].isin(TASKS)]
+    means = table.groupby(["model", "depth"], as_index=False).agg(value=("value", "mean"), n=("task", "nunique"))
+    return means[means["n"] == len(TASKS)].sort_values(["model", "depth"])

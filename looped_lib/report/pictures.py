@@ -5,12 +5,12 @@ import plotly.graph_objects as go
 
 from looped_lib.plots.bands import accuracy_bands, loss_bands, residual_bands, state_norm_bands
 from looped_lib.plots.loop_counts import loop_counts
-from looped_lib.report.claims_beyond import DEPTHS
+from looped_lib.report.claims_recipes import DEPTHS
 from looped_lib.report.evidence import Evidence
-from looped_lib.report.experiments import TYPES, distributions, estimators, gradients, inputs, only, placements, recipes
+from looped_lib.report.experiments import TYPES, distributions, estimators, gradients, inputs, placements, recipes
 from looped_lib.report.figures import beside_paper, gains
 from looped_lib.report.measures import DEEPEST
-from looped_lib.studies.paper import norm_study
+from looped_lib.studies.paper import norm_study, only
 from looped_lib.studies.sizes import Configs, base
 
 MODES = ("base", "sft", "random", "jsrr", "stars")

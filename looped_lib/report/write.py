@@ -8,15 +8,14 @@ import sys
 from pathlib import Path
 
 from looped_lib.core.project import RECORDED, find_root, runs_folder
-from looped_lib.report import claims_addition, claims_beyond, claims_ouro, recorded
+from looped_lib.report import recorded
+from looped_lib.report.all_claims import ALL
 from looped_lib.report.browser import NoBrowser
 from looped_lib.report.claims import judge
 from looped_lib.report.evidence import Evidence
 from looped_lib.report.export import save_pdf
 from looped_lib.studies.batch import execute, export_html
 from looped_lib.studies.sizes import PRESETS
-
-ALL = (*claims_addition.CLAIMS, *claims_ouro.CLAIMS, *claims_beyond.CLAIMS)
 
 
 def main(arguments: list[str]) -> None:

@@ -69,7 +69,7 @@ def random_loop_study(
     }
     placement = norm_placement or PLACEMENT.get(preset, "")
     return {
-        run_name(seed, name, placement): _only(loops_study(preset, norm_placement=placement, seed=seed, **variants[name]))
+        run_name(seed, name, placement): only(loops_study(preset, norm_placement=placement, seed=seed, **variants[name]))
         for name in choose("variant", variant, tuple(variants))
     }
 
@@ -182,7 +182,8 @@ def _share(preset: str) -> float:
     return 1.0 if preset == "paper" else PenaltyConfig.share
 
 
-def _only(configs: Configs) -> ExperimentConfig:
+def only(configs: Configs) -> ExperimentConfig:
+    """The one experiment of a study's function."""
     (config,) = configs.values()
     return config
 

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from looped_lib.core.files import held, read_json
+from looped_lib.core.files import is_locked, read_json
 from looped_lib.core.project import DONE, STARTED
 from looped_lib.samplers import TRAINED_DEPTH
 from looped_lib.studies.run import failure
@@ -23,7 +23,7 @@ from looped_lib.studies.study import Parameters, Study
 from looped_lib.training.metrics import last_metrics
 
 ORDER = ["running", "failed", "done", "waiting"]
-COLUMNS = ["state", "progress", "seconds", "seconds_left", "held", "error"]
+COLUMNS = ["state", "progress", "seconds", "seconds_left", "accuracy", "error"]
 
 
 def states(study: Study, size: str, folder: str | Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
@@ -34,7 +34,7 @@ def states(study: Study, size: str, folder: str | Path, seeds: Sequence[int] | N
     seconds       it took, or has taken so far, over all attempts
     seconds_left  of its training, from what that has taken so far; where this is not known (before the first step, while it
                   measures, of a waiting run) from the mean of the finished runs
-    held          the best variant's mean accuracy over the recorded depths from 4 on: how far it holds, in one number
+    accuracy      the best variant's mean accuracy over the recorded depths from 4 on: how far it holds, in one number
     error         cell and error of a failed run
     """
     return Progress(study, size, folder, seeds).states()
@@ -52,7 +52,7 @@ class Progress:
         """See `states` above."""
         rows = {name: self._state(name) for name in self.runs}
         table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS).rename_axis("run")
-        table = table.astype(dict.fromkeys(["progress", "seconds", "seconds_left", "held"], float))
+        table = table.astype(dict.fromkeys(["progress", "seconds", "seconds_left", "accuracy"], float))
         mean = table.loc[table["state"] == "done", "seconds"].mean()
         unknown = table["state"].isin(["running", "waiting"]) & table["seconds_left"].isna()
         table.loc[unknown, "seconds_left"] = (mean - table["seconds"].fillna(0)).clip(lower=0)
@@ -62,11 +62,11 @@ class Progress:
         folder = self.folder / name
         if (folder / DONE).exists():
             if name not in self.done:
-                self.done[name] = ["done", 1.0, _of(folder / DONE, "seconds"), None, _held(folder), ""]
+                self.done[name] = ["done", 1.0, _of(folder / DONE, "seconds"), None, _accuracy(folder), ""]
             return self.done[name]
         self.done.pop(name, None)
         progress, left = _progress(folder, self.steps[name])
-        if held(folder):
+        if is_locked(folder):
             return ["running", progress, _seconds(folder), left, None, ""]
         if error := failure(folder):
             return ["failed", progress, None, None, None, error]
@@ -155,7 +155,7 @@ def _of(path: Path, field: str) -> Any:
         return None
 
 
-def _held(folder: Path) -> float | None:
+def _accuracy(folder: Path) -> float | None:
     try:
         result = read_json(folder / "result.json")
         deep = [i for i, depth in enumerate(result["depths"]) if depth >= TRAINED_DEPTH]
@@ -166,14 +166,14 @@ def _held(folder: Path) -> float | None:
 
 def _render(table: pd.DataFrame, study: Study, size: str, console: Console) -> Table:
     shown = Table(title=f"{study.name}, {size}: {summary(table)}", title_justify="left")
-    for column in ("run", "state", "progress", "time", "left", "held, %"):
+    for column in ("run", "state", "progress", "time", "left", "accuracy, %"):
         shown.add_column(column, no_wrap=column != "run")
     rows = table.sort_values("state", key=lambda s: s.map(ORDER.index), kind="stable")
     room = max(3, console.size.height - 8)
     for row in rows.head(room).itertuples():
         progress = "" if pd.isna(row.progress) else f"{row.progress:.0%}"
-        held_percent = row.error if row.state == "failed" else "" if pd.isna(row.held) else f"{100 * row.held:.1f}"
-        cells = (row.Index, row.state, progress, clock(row.seconds), clock(row.seconds_left), held_percent)
+        accuracy = row.error if row.state == "failed" else "" if pd.isna(row.accuracy) else f"{100 * row.accuracy:.1f}"
+        cells = (row.Index, row.state, progress, clock(row.seconds), clock(row.seconds_left), accuracy)
         shown.add_row(*map(Text, cells))  # as it stands: an error may hold what rich would take for markup
     if len(rows) > room:
         shown.caption = f"and {len(rows) - room} more"

@@ -142,7 +142,7 @@ class Study:
 
     def _check_grid(self, where: str, grid: Any, known: Mapping[str, str]) -> None:
         if not isinstance(grid, list | tuple) or not all(isinstance(table, Mapping) for table in grid):
-            raise self._wrong(where, f"must be a tuple of tables, got {grid!r}")
+            raise self._wrong(where, f"must be a tuple of mappings, got {grid!r}")
         for i, table in enumerate(grid):
             self._check_values(where if len(grid) == 1 else f"{where}[{i}]", table, known)
 
@@ -238,17 +238,17 @@ def _wrong_shape(values: dict[str, Any]) -> tuple[str, str] | None:
         return unknown[0], f"unknown field; a study has {', '.join(FIELDS)}"
     for name in ("about", "notebook"):
         if not isinstance(values.get(name), str):
-            return name, "must be a text" if name in values else "is missing"
+            return name, "must be text" if name in values else "is missing"
     for name in ("set", "sizes"):
         if not isinstance(values.get(name, {}), dict):
-            return name, "must be a table"
+            return name, "must be a mapping"
     for size, sized in values.get("sizes", {}).items():
         if not isinstance(sized, dict) or not isinstance(sized.get("set", {}), dict):
-            return f"sizes.{size}", "must be a table of seeds, set and grid"
+            return f"sizes.{size}", "must be a mapping of seeds, set and grid"
     sizes = {f"sizes.{size}.grid": sized for size, sized in values.get("sizes", {}).items()}
     for where, holder in {"grid": values, **sizes}.items():
         if not _tables(holder) or not all(isinstance(table, dict) for table in _tables(holder)):
-            return where, "must be a table of values, or a list of such tables"
+            return where, "must be a mapping of names to values, or a list of such mappings"
     return None
 
 

@@ -40,7 +40,7 @@ def default_jobs() -> int:
 def sweep(
     study: Study, size: str, folder: str | Path, jobs: int = 0, retry: bool = False, seeds: Sequence[int] | None = None
 ) -> pd.DataFrame:
-    """Run what is not finished of `study` in `folder`/<run>/ and return `run_states.states`. `jobs` 0: `default_jobs`.
+    """Run what is not finished of `study` in `folder`/<run>/ and return `progress.states`. `jobs` 0: `default_jobs`.
 
     A run that failed before is run again with `retry` only. StudyError, before anything runs, on a run that its notebook would
     refuse and on a finished run of other parameters or configs in the same folder. Busy if another sweep is at work in `folder`.

@@ -6,8 +6,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from looped_lib.config import TrainingConfig
-
-_STREAM = 0x200  # keeps the order independent of every other stream derived from the same seed
+from looped_lib.core import streams
 
 
 class Batches:
@@ -35,7 +34,7 @@ class Batches:
         if epoch not in self._orders:
             permutation = np.arange(self.n_problems)
             if self.config.shuffle:
-                permutation = np.random.default_rng([_STREAM, self.seed, epoch]).permutation(self.n_problems)
+                permutation = streams.generator(streams.BATCHES, self.seed, epoch).permutation(self.n_problems)
             self._orders = {k: v for k, v in self._orders.items() if k == epoch - 1}
             self._orders[epoch] = torch.from_numpy(permutation).to(self.device)
         return self._orders[epoch]

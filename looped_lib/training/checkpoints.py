@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be half there: safetensors and JSON in one folder, written aside and renamed into place.
+"""Atomic checkpoints: safetensors and JSON in one folder, written aside and renamed into place.
 
     checkpoints/step_00001000/
       model.safetensors      the weights, under the module's own names

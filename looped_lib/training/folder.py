@@ -27,6 +27,12 @@ def check(run_dir: Path, config: ExperimentConfig) -> None:
         raise FileNotFoundError(without_weights(run_dir))
 
 
+def config_in(path: Path) -> ExperimentConfig:
+    """The config that a config.json is, or that a result.json holds. OSError or ConfigError names the file."""
+    values = read_json(path)
+    return from_dict(ExperimentConfig, values["config"] if isinstance(values, dict) and "config" in values else values, str(path))
+
+
 def claim(run_dir: Path, config: ExperimentConfig) -> None:
     """`check`, and make the folder this config's if it is nobody's yet."""
     check(run_dir, config)

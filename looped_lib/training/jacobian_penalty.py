@@ -7,11 +7,11 @@ estimated.
 
 import math
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from looped_lib.core import streams
 from looped_lib.dynamics.jacobian import (
     Product,
     Step,
@@ -31,7 +31,6 @@ from looped_lib.regularizers import PenaltyConfig
 
 PRODUCTS: dict[str, Product] = {"vjp": vjp, "jvp": jvp, "finite_difference": finite_difference}
 _POWER_ITERATIONS = {"spectral_norm": spectral_norm, "spectral_radius": spectral_radius}
-_STREAM = 0x500  # keeps probe vectors independent of every other stream derived from the same seed
 
 
 class JacobianPenalty:
@@ -107,9 +106,7 @@ class JacobianPenalty:
         return (value**2).mean()
 
     def _generator(self, h: Stream, training_step: int, rank: int) -> torch.Generator:
-        words = [_STREAM, self.seed, training_step, rank]
-        seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
-        return torch.Generator(h.device).manual_seed(seed)
+        return torch.Generator(h.device).manual_seed(streams.seed_of(streams.PROBES, self.seed, training_step, rank))
 
 
 def _evenly_spaced(h: Stream, share: float) -> Float[Tensor, "row seq d_model"]:

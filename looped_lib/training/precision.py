@@ -1,4 +1,4 @@
-"""In which precision a GPU multiplies float32 matrices: a setting of the process, made for a block and taken back after it."""
+"""Settings of the process, made for a block and taken back after it: the precision of products on a GPU, random numbers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,3 +18,10 @@ def tf32_products(on: bool) -> Iterator[None]:
     finally:
         for backend, was in zip(flags, before, strict=True):
             backend.allow_tf32 = was
+
+
+@contextmanager
+def own_random_numbers(device: torch.device) -> Iterator[None]:
+    """torch's generators, of the CPU and of `device`, are after the block as they were before it."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from looped_lib.core import errors
+from looped_lib.core import compat, errors
 from looped_lib.core.interrupts import Terminated
 
 PATIENCE = timedelta(hours=2)  # with the first process, while it prepares data or writes; one that ends is noticed at once
@@ -112,7 +112,7 @@ def run_job(job: Callable[[], Any]) -> None:
             kept = job()  # noqa: F841  DDP must outlive `leave`
         except (KeyboardInterrupt, Terminated, Exception) as e:
             mine = f"{dist.get_rank()} {errors.status(e)}"
-            first = dist.distributed_c10d._get_default_store().compare_set("failed", "", mine).decode()
+            first = compat.process_store().compare_set("failed", "", mine).decode()
             if first == mine:  # the others only lost this one, and end as it does
                 if isinstance(e, Exception) and errors.mendable(e) is None:
                     get_error_handler().record_exception(e)  # for torchrun's own report

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from looped_lib.config import ConfigError, ExperimentConfig, TrainingConfig, from_dict, to_dict
-from looped_lib.core import checks
+from looped_lib.config import ConfigError, ExperimentConfig, TrainingConfig, to_dict
+from looped_lib.core import checks, streams
 from looped_lib.core.errors import work
-from looped_lib.core.files import holding, read_json
+from looped_lib.core.files import holding
 from looped_lib.core.interrupts import deferred
 from looped_lib.core.project import CHECKPOINTS, METRICS, RESULT
 from looped_lib.models.protocols import Trainable
@@ -37,10 +37,8 @@ from looped_lib.training.carry import Carry
 from looped_lib.training.memory import keeping_freed_memory
 from looped_lib.training.metrics import MetricsLog
 from looped_lib.training.objective import Objective, Terms
-from looped_lib.training.precision import tf32_products
+from looped_lib.training.precision import own_random_numbers, tf32_products
 from looped_lib.training.processes import Agreement, Processes, run_job
-
-_DROPOUT, _CARRY = 0x300, 0x400  # one stream of random numbers each, from the same seed (others: `batches`, `jacobian_penalty`)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -88,8 +86,9 @@ class Trainer:
             )
         if config.model.vocab_size < (characters := len(config.data.alphabet)):
             checks.fail(config.model, "vocab_size", f"at least {characters}, the characters of {type(config.data).__name__}")
-        torch.manual_seed(config.seed)
-        self.model = config.model.build().to(self.device)
+        with own_random_numbers(self.device):
+            torch.manual_seed(config.seed)
+            self.model = config.model.build().to(self.device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=c.lr, betas=c.betas, weight_decay=c.weight_decay, fused=True
         )
@@ -108,7 +107,8 @@ class Trainer:
         if self.run_dir is None:
             raise ValueError("a run needs a folder: Trainer(config, run_dir)")
         alone = holding(self.run_dir) if self.processes.first else nullcontext()
-        with alone, tf32_products(self.config.training.precision == "tf32"), keeping_freed_memory():
+        products = tf32_products(self.config.training.precision == "tf32")
+        with alone, products, keeping_freed_memory(), own_random_numbers(self.device):
             self.resume()
             if self.processes.first:
                 folder.claim(self.run_dir, self.config)
@@ -147,7 +147,7 @@ class Trainer:
         lr = learning_rate(c, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        torch.manual_seed(_mix(_DROPOUT, config.seed, self.step, self.rank))
+        torch.manual_seed(streams.seed_of(streams.DROPOUT, config.seed, self.step, self.rank))
         rows = self.batches.rows(self.step)
         depths = config.loops.sample(config.seed, self.step, c.batch_size if c.per_sequence_loops else None)
         mine = slice(self.rank * self.part_rows * c.accumulation, (self.rank + 1) * self.part_rows * c.accumulation)
@@ -180,7 +180,7 @@ class Trainer:
             stream = self.rank * len(self.carries) + i
             terms = self.module(inputs, labels, n_loops, deepest, start, self.step, stream)
         if carry.rows:
-            rng = np.random.default_rng([_CARRY, config.seed, self.step, self.rank, i])
+            rng = streams.generator(streams.CARRY, config.seed, self.step, self.rank, i)
             limits = torch.from_numpy(rng.integers(1, config.carry.max_loops + 1, carry.rows)).to(self.device)
             carry.keep(self.step, deepest, inputs, labels, terms.last, terms.right, limits)
         return terms
@@ -261,11 +261,6 @@ def load_model(run_dir: str | Path) -> Trainable:
     return model.eval()
 
 
-def _mix(*words: int) -> int:
-    """One 63-bit seed from several numbers."""
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
-
-
 def main(arguments: list[str]) -> None:
     """Train the experiment in a JSON file, under torchrun or alone."""
     parser = argparse.ArgumentParser(prog="looped-lib train", description="Train one experiment")
@@ -276,10 +271,7 @@ def main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
 
     def job() -> Trainer:
-        values = read_json(args.config)
-        values = values["config"] if isinstance(values, dict) and "config" in values else values  # a result.json
-        config = from_dict(ExperimentConfig, values, str(args.config))
-        trainer = Trainer(config, args.run_dir, progress=True)
+        trainer = Trainer(folder.config_in(args.config), args.run_dir, progress=True)
         with work():
             trainer.run()
         return trainer

@@ -16,6 +16,7 @@ from ipywidgets import HTML, Dropdown, HBox, IntRangeSlider, IntSlider, IntText,
 from jaxtyping import Float, Int
 from threadpoolctl import ThreadpoolController
 
+from looped_lib.core.compat import fill_width
 from looped_lib.core.files import read_json
 from looped_lib.core.html import escape
 from looped_lib.core.project import runs_folder
@@ -23,7 +24,7 @@ from looped_lib.dynamics.pca import project
 from looped_lib.dynamics.trajectory import Trajectory, logit_lens, trajectory
 from looped_lib.models.protocols import Looped
 from looped_lib.plots.walk import Walk, move, redraw, walk_figure
-from looped_lib.runs.folders import read_config
+from looped_lib.runs.folders import read_config, read_run
 from looped_lib.tasks.addition import Addition
 from looped_lib.tasks.problems import Problems, decode, from_texts
 from looped_lib.tasks.task import Task
@@ -78,17 +79,10 @@ def open_run(folder: Path, name: str) -> Run:
 
     FileNotFoundError without a checkpoint, CheckpointError if it is damaged, ValueError if a JSON file is cut short.
     """
-    config = read_config(folder)
-    model = load_model(folder)
-    path = folder / "result.json"
-    measured = {}
-    if path.exists():
-        result = read_json(path, f"delete {path} to measure again")
-        try:
-            measured = {"depths": np.array(result["depths"], int), "accuracy": np.array(result["accuracy"], float)}
-        except (KeyError, TypeError, ValueError) as e:
-            raise ValueError(f"{path} has no depths and accuracy ({e}); delete it to measure again") from None
-    return Run(name, model, config.model.max_len, config.data, _held_out(config.data), **measured)
+    config, model = read_config(folder), load_model(folder)
+    accuracy = read_run(folder).accuracy if (folder / "result.json").exists() else {}
+    depths, values = np.array(list(accuracy), int), np.array(list(accuracy.values()), float)
+    return Run(name, model, config.model.max_len, config.data, _held_out(config.data), depths, values)
 
 
 def read_problem(task: Task, text: str, max_len: int) -> Problems:
@@ -246,8 +240,7 @@ class Explorer(VBox):
         self.walk = walk
         if self.figure is None:
             self.figure = go.FigureWidget(walk_figure(walk, self.loop.value))
-            # As wide as the notebook, also when that changes; FigureWidget has no public way to say so.
-            self.figure._config = self.figure._config | {"responsive": True}
+            fill_width(self.figure)
             self.children = (*self.children, self.figure)
         else:
             redraw(self.figure, walk, self.loop.value)

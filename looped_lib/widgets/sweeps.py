@@ -11,7 +11,7 @@ import psutil
 from IPython.display import display
 from pandas.io.formats.style import Styler
 
-from looped_lib.core.files import Busy, held
+from looped_lib.core.files import Busy, is_locked
 from looped_lib.core.project import LOG
 from looped_lib.studies.progress import Progress, clock, summary
 from looped_lib.studies.study import Study
@@ -24,7 +24,7 @@ _COLOURS = {"done": "#009E73", "running": "#0072B2", "failed": "#D55E00", "waiti
 def run_and_watch(
     study: Study, size: str, folder: str | Path, jobs: int = 0, retry: bool = False, seeds: Sequence[int] | None = None
 ) -> pd.DataFrame:
-    """Run `study` in `folder` as `sweep.sweep` does; show its runs until the sweep ends; return `run_states.states`.
+    """Run `study` in `folder` as `sweep.sweep` does; show its runs until the sweep ends; return `progress.states`.
 
     If a sweep is at work there already, that one is watched until it ends, and then this one does what is left. Interrupt the
     kernel and the sweep goes on: call this again to go on watching. RuntimeError if the sweep itself fails (a run that fails is
@@ -40,7 +40,7 @@ def run_and_watch(
             shown.update(show(progress.states()))
 
     while True:
-        watch_while(lambda: held(folder))
+        watch_while(lambda: is_locked(folder))
         process = start(study, size, folder, jobs, retry, seeds)
         watch_while(lambda process=process: process.poll() is None)
         if process.returncode != Busy.exit_status:  # else another notebook, which watched the same sweep, was faster
@@ -86,13 +86,16 @@ def stop(folder: str | Path) -> None:
         words = process.info["cmdline"] or []
         if words[1:4] == ["-m", "looped_lib", "sweep"] and str(folder) in words:
             process.terminate()
-    while held(folder):
+    while is_locked(folder):
         time.sleep(0.1)
 
 
 def show(table: pd.DataFrame) -> Styler:
     """`states` for people: colours, bars of progress, times in words."""
-    percent = {"progress": lambda x: "" if pd.isna(x) else f"{x:.0%}", "held": lambda x: "" if pd.isna(x) else f"{100 * x:.1f} %"}
+    percent = {
+        "progress": lambda x: "" if pd.isna(x) else f"{x:.0%}",
+        "accuracy": lambda x: "" if pd.isna(x) else f"{100 * x:.1f} %",
+    }
     return (
         table.reset_index()
         .style.hide(axis="index")

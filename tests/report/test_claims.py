@@ -8,7 +8,8 @@ import pytest
 from looped_lib.config import to_dict
 from looped_lib.core.files import write_json
 from looped_lib.ouro.evaluate.paper import STARS, TASKS
-from looped_lib.report import claims_addition, claims_beyond, claims_ouro, experiments, page
+from looped_lib.report import claims_beyond, claims_ouro, experiments, page
+from looped_lib.report.all_claims import ALL
 from looped_lib.report.claims import NOT_RUN, UNDECIDED, judge
 from looped_lib.report.evidence import Evidence
 from looped_lib.report.flops import ROWS, overhead, step_flops, training_flops
@@ -16,7 +17,6 @@ from looped_lib.studies.beyond import input_study, recipe_study
 from looped_lib.studies.paper import loops_study, norm_study, penalty_study
 from looped_lib.studies.study import load
 
-ALL = (*claims_addition.CLAIMS, *claims_ouro.CLAIMS, *claims_beyond.CLAIMS)
 EVIL = "<img src=x onerror=alert(1)>"
 PINNED = {"torch": "2.13.0+cpu", "numpy": "2.3.5"}
 MADE = {"changed_files": True, "versions": PINNED | {"numpy": "2.4.6"}}

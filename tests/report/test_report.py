@@ -11,11 +11,10 @@ import pytest
 from looped_lib.core.files import read_json, write_json
 from looped_lib.core.project import find_root
 from looped_lib.plots.curves import accuracy_by_depth
-from looped_lib.report import claims_addition, claims_beyond, claims_ouro, recorded
+from looped_lib.report import recorded
+from looped_lib.report.all_claims import ALL
 from looped_lib.report.claims import judge
 from looped_lib.report.evidence import Evidence
-
-ALL = (*claims_addition.CLAIMS, *claims_ouro.CLAIMS, *claims_beyond.CLAIMS)
 
 
 def test_the_report_of_what_is_recorded(tmp_path):

@@ -84,7 +84,7 @@ def test_names_are_one_to_one(write):
         ("seeds: [0, 4]", "sedes: [0, 4]", "line 9: sedes: unknown field; a study has about, notebook, set, grid, seeds, sizes"),
         ("smoke:", "small:", "line 11: sizes.small: unknown size; there are smoke, cpu, narrow, paper"),
         ("seeds: [7]", "jobs: 7", "line 11: sizes.smoke.jobs: a size has seeds, set and grid, no more"),
-        ("seeds: [7]", "grid: [3]", "line 11: sizes.smoke.grid: must be a table of values"),
+        ("seeds: [7]", "grid: [3]", "line 11: sizes.smoke.grid: must be a mapping of names to values"),
         ("seeds: [7]", "grid: {norm_type: []}", "line 11: sizes.smoke.grid.norm_type: needs one or more different values"),
         ("seeds: [7]", "grid: {max_depth: 3}", "line 3: set.max_depth: the grid varies it"),
         ("grid:\n", "grid: [\n", "line 5: "),
@@ -180,7 +180,7 @@ def test_a_study_may_be_python(write, tmp_path):
         load(write("x = 1\nSTUDY = (\n", "s.py"))
     with pytest.raises(StudyError, match="t.py, line 4: NameError: name 'nothing'"):
         load(write(text + "1\nnothing\n", "t.py"))
-    for grid, message in (("{'norm_type': ['RMSNorm']}", "tuple of tables"), ("({'norm_type': 'RMSNorm'},)", "list of values")):
+    for grid, message in (("{'norm_type': ['RMSNorm']}", "tuple of mappings"), ("({'norm_type': 'RMSNorm'},)", "list of values")):
         with pytest.raises(StudyError, match=f"u.py: grid.*: must be a {message}, got"):
             load(write(text + study.replace("seeds=(1,)", f"grid={grid}"), "u.py"))
     with pytest.raises(StudyError, match="no study nroms: give a .yaml or .py file, or one of .*norms"):

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from looped_lib.config import to_dict
 from looped_lib.core.errors import run as run_command
-from looped_lib.core.files import Busy, held, holding, read_json, write_json
+from looped_lib.core.files import Busy, holding, is_locked, read_json, write_json
 from looped_lib.core.project import LOG, find_root
 from looped_lib.studies import gpus, run_process
 from looped_lib.studies import sweep as module
@@ -105,7 +105,7 @@ def test_failures_cost_one_run_and_are_repeated_on_request(folder, capsys):
     parameters = {"preset": "cpu", "wait": False, "a": 0, "seed": 5}
     assert read_json(runs / run_name(0) / "sweep.json")["parameters"] == parameters
     table = states(load(command[0]), "cpu", runs)
-    assert table["held"].to_list()[0] == pytest.approx(0.75) and seconds_left(table) == 0
+    assert table["accuracy"].to_list()[0] == pytest.approx(0.75) and seconds_left(table) == 0
     assert len({line for line in (folder / "log").read_text().splitlines() if "begin" in line}) == 3
 
     assert run_command(main, command) == SOME_FAILED  # what failed is not tried again by itself
@@ -354,7 +354,7 @@ def test_progress_and_time_left_of_known_notebooks(tmp_path, known):
     write_json(tmp_path / "seed=1" / "sweep.json", {"notebook": "", "parameters": {}, "seconds": 40.0})
     table = states(known, "smoke", tmp_path)
     assert table["progress"].to_list() == [0.5, 1, 0] and table["seconds_left"].to_list()[2] == 40
-    assert seconds_left(table) == 80 and not held(tmp_path / "seed=0")
+    assert seconds_left(table) == 80 and not is_locked(tmp_path / "seed=0")
     with holding(tmp_path / "seed=0"), holding(tmp_path / "seed=2"):
         write_json(tmp_path / "seed=0" / "started.json", {"at": time.time() - 5, "before": 10.0})
         write_json(tmp_path / "seed=2" / "started.json", {"at": time.time() - 5, "before": 0.0})

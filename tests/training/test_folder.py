@@ -160,7 +160,7 @@ def test_the_number_of_threads_is_recorded_and_a_change_is_told(run):
 
 
 def test_what_a_training_sets_for_the_process_is_taken_back(tmp_path):
-    """TF32, and that malloc keeps what is freed: a large block goes back to the system again."""
+    """TF32, torch's random numbers, and that malloc keeps what is freed: a large block goes back to the system again."""
     script = """
 import json, sys
 from pathlib import Path
@@ -174,7 +174,8 @@ def left():  # bytes resident after a large block was freed, less those before i
     torch.ones(2**26)
     return rss() - before
 
-flags = lambda: (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.get_num_threads())
+tf32 = lambda: (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+flags = lambda: (*tf32(), torch.get_num_threads(), torch.get_rng_state().tolist())
 step, during = trainer.Trainer.train_step, []
 trainer.Trainer.train_step = lambda self: (during.append((left(), flags())), step(self))[1]
 before = flags()

@@ -179,7 +179,10 @@ MISTAKES = {
     "no checkpoint": (lambda e, run: shutil.rmtree(run / "checkpoints"), "stars is finished, but its checkpoint is not there"),
     "half a config": (lambda e, run: cut(run / "config.json"), "config.json: not JSON"),
     "half a result": (lambda e, run: cut(run / "result.json"), "result.json: not JSON .*delete .*result.json to measure again"),
-    "another result": (lambda e, run: (run / "result.json").write_text("{}"), "result.json has no depths and accuracy"),
+    "another result": (
+        lambda e, run: (run / "result.json").write_text("{}"),
+        "result.json has no depths, accuracy and config .*delete it",
+    ),
     "unknown field": (lambda e, run: (run / "config.json").write_text('{"sead": 1}'), "has no field sead"),
     "half a checkpoint": (lambda e, run: cut(checkpoint(run) / "model.safetensors"), "model.safetensors is damaged"),
     "no weights": (lambda e, run: (checkpoint(run) / "model.safetensors").unlink(), "model.safetensors cannot be read"),
@@ -226,7 +229,8 @@ def test_states_that_overflow_are_named(explorer):
 
 def test_files_that_change_are_read_again(explorer, root):
     path = root / "tour" / "fixed" / "result.json"
-    path.write_text(json.dumps(read_json(path) | {"depths": [0, 1], "accuracy": [0.25, None]}))
+    values = {name: [0.25, None] for name in ("accuracy", "state_norm", "residual")}
+    path.write_text(json.dumps(read_json(path) | {"depths": [0, 1], **values}))
     explorer.token.value = 1
     assert explorer.walk.accuracy[0] == 0.25 and np.isnan(explorer.walk.accuracy[1]) and explorer.message.value == ""
     path.unlink()

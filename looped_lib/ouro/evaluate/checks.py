@@ -16,6 +16,7 @@ from typing import Any
 from huggingface_hub import constants
 
 from looped_lib.core.checks import ConfigError
+from looped_lib.core.compat import task_loader
 from looped_lib.core.files import read_json
 from looped_lib.ouro.evaluate.cells import REMEASURE, Cell, EvaluationConfig
 from looped_lib.ouro.evaluate.checkpoint import find_checkpoint
@@ -157,9 +158,8 @@ def _task_files(config: EvaluationConfig, asked: set[str]) -> dict[str, str]:
 
 def _check_sampling(config: EvaluationConfig, task: str, file: str) -> None:
     """Nothing that a task's file says about how its answers are drawn may be passed over."""
-    from lm_eval.tasks._yaml_loader import load_yaml
 
-    values = load_yaml(file, resolve_func=False)
+    values = task_loader()(file, resolve_func=False)
     given, repeats = values.get("generation_kwargs") or {}, values.get("repeats") or 1
     own = given.get("temperature", 1.0) if given.get("do_sample") else given.get("temperature", 0.0)
     if given.get("do_sample") is not False and own > 0 and own != config.temperature:

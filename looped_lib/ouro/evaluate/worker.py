@@ -23,6 +23,7 @@ from typing import Any
 from transformers import set_seed
 
 from looped_lib.config import from_dict
+from looped_lib.core.compat import task_loader
 from looped_lib.core.files import read_json, write_json, write_jsonl
 from looped_lib.core.parents import end_with_parent
 from looped_lib.ouro.evaluate import engines
@@ -89,9 +90,8 @@ class Worker:
     def read(self, name: str, file: str) -> Any:
         """A task of lm-eval with its problems, as the config wants it. ValueError if a question leaves no room for an answer."""
         from lm_eval.tasks import TaskManager
-        from lm_eval.tasks._yaml_loader import load_yaml
 
-        values, copy = load_yaml(file), self.config.data.get(name)
+        values, copy = task_loader()(file), self.config.data.get(name)
         try:
             own = values | (local_copy(values, without_wildcards(Path(copy), self.links)) if copy else {})
             own |= {} if self.config.chat_template else plain_text(values, file, self.config.fewshot)

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import pack_dataset
 
 from looped_lib.config import to_dict
+from looped_lib.core import compat
 from looped_lib.ouro.finetune import rows as rows_module
 from looped_lib.ouro.finetune.config import ChatDataConfig
 from looped_lib.ouro.finetune.rows import Drawn, conversations
@@ -167,7 +168,7 @@ def _cached(key: str) -> dict[str, str]:
 def _fingerprint(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: ChatDataConfig) -> str:
     words = json.loads(tokenizer.backend_tokenizer.to_str())
     del words["padding"], words["truncation"]  # left behind by the last call
-    parts = [rows._fingerprint, words, tokenizer.chat_template, tokenizer.special_tokens_map, to_dict(config)]
+    parts = [compat.fingerprint(rows), words, tokenizer.chat_template, tokenizer.special_tokens_map, to_dict(config)]
     text = json.dumps(parts, sort_keys=True).encode()
     text += b"".join(Path(module).read_bytes() for module in (__file__, rows_module.__file__))
     return hashlib.sha256(text).hexdigest()[:32]

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from transformers.utils import is_flash_attn_2_available
 
 from looped_lib.config import from_dict, to_dict
+from looped_lib.core import compat
 from looped_lib.core.checks import ConfigError
 from looped_lib.core.errors import work
 from looped_lib.core.files import read_json, write_json
@@ -149,7 +150,7 @@ def shard(model: Any, bf16: bool) -> None:
         fully_shard(layer, mp_policy=policy)
     fully_shard(model, mp_policy=policy)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # without adapters
-    base._is_distributed_loading_by_transformers = True
+    compat.keep_shards(base)
 
 
 def load_data(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, run_dir: Path, processes: Processes) -> Any:

@@ -19,14 +19,13 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from looped_lib.core import checks
+from looped_lib.core import checks, streams
 from looped_lib.core.checks import ConfigError
 from looped_lib.ouro.finetune.config import ChatDataConfig
 from looped_lib.ouro.finetune.lines import LineError, check_value, no_column, records
 
 READERS = {".jsonl": "json", ".parquet": "parquet"}
 ON_DISK = ("dataset_dict.json", "dataset_info.json")  # what `save_to_disk` leaves in its folder
-_STREAM = 0x600  # the draw is independent of all else that follows from the seed
 _TURNS = List({"role": Value("string"), "content": Value("string")})
 
 
@@ -70,7 +69,7 @@ def draw(rows: Dataset, config: ChatDataConfig, seed: int) -> Drawn:
         raise ValueError(f"{config.dataset}: nothing to learn from: 0 of {len(rows)} rows have all their texts")
     counts = {"found": len(rows), "empty": len(rows) - len(usable)}
     if config.max_rows and len(usable) > config.max_rows:
-        drawn = np.random.default_rng([_STREAM, seed]).permutation(usable)[: config.max_rows]
+        drawn = streams.generator(streams.ROWS, seed).permutation(usable)[: config.max_rows]
         return Drawn(rows.select(drawn), **counts, rule=f"{config.max_rows} of the usable rows, drawn by seed {seed}")
     return Drawn(rows if len(usable) == len(rows) else rows.select(usable), **counts, rule="all usable rows")
 

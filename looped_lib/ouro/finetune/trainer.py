@@ -1,4 +1,4 @@
-"""transformers' Trainer, taught to loop: depths, the penalty, what is logged, and checkpoints that cannot be half there.
+"""transformers' Trainer, taught to loop: depths, the penalty, what is logged, and atomic checkpoints.
 
 The loss of one update, over all its micro-batches m (of all processes), with CE summed over the labels of each:
 
