@@ -46,7 +46,7 @@ def evaluation(
     """The evaluation of a preset, or of what is named instead: texts with spaces between, `name=path` where two belong together,
     in quotes where a path has spaces (`a='my runs/a' b=/b`).
 
-    `runs` is the folder of notebook 05's runs (default: runs/ouro_finetune). The backend is vLLM for `paper` where it is
+    `runs` is the folder of notebook 05's runs (default: runs/ouro_finetune/PRESET). The backend is vLLM for `paper` where it is
     installed; a small model has answered with transformers before a vLLM has started.
     ConfigError on what cannot be read, and if there is nothing to evaluate.
     """
@@ -83,7 +83,7 @@ def write_random(folder: Path, preset: str = "smoke") -> Path:
 def _checkpoints(preset: str, out: Path, runs: str) -> dict[str, str]:
     if preset == "smoke":
         return {"random": str(write_random(out / "random_weights"))}
-    root = Path(from_here(runs or "runs/ouro_finetune"))
+    root = Path(from_here(runs or f"runs/ouro_finetune/{preset}"))
     fitting, large = {}, OuroConfig().vocab_size
     for folder in sorted(root.glob(f"*/{MODEL}")):
         try:
