@@ -16,7 +16,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export HF_UPDATE_DOWNLOAD_COUNTS ?= 0
 
-.PHONY: help tour test smoke lab bench data sweep paper report
+.PHONY: help tour test smoke filter lab bench data sweep paper report
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile | expand -t 10
@@ -30,6 +30,9 @@ test: $(VENV)/.test-installed $(VENV)/.vllm-installed  ## lint and test
 
 smoke:  ## run what is small on another Python or on the oldest versions: make smoke PYTHON=python3.13 VERSIONS=newest|lowest
 	.ci/smoke $(PYTHON) $(VERSIONS)
+
+filter: $(VENV)/.installed  ## commit notebooks without their outputs, in this clone
+	$(RUN) -m nbstripout --install
 
 lab: $(VENV)/.installed  ## JupyterLab, reachable from this machine only
 	$(VENV)/bin/jupyter lab --ip 127.0.0.1 $(AS_ROOT) --notebook-dir . --LabApp.default_url=/lab/tree/notebooks

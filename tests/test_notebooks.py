@@ -105,6 +105,22 @@ def test_kernels_take_no_ports(tmp_path):
     assert transport == "ipc" and not Path(ip).parent.exists()  # a folder of its own, which is gone with the kernel
 
 
+def test_links_and_pictures_lead_from_the_copy_where_they_led_from_the_notebook(tmp_path):
+    (tmp_path / "of" / "figures").mkdir(parents=True)
+    (tmp_path / "of" / "figures" / "a.png").touch()
+    (tmp_path / "runs").mkdir()
+    told = 'from IPython.display import Markdown\nMarkdown("[records](../runs), [far](https://a.b/c), [none](nowhere.md)")'
+    cells = [nbformat.v4.new_markdown_cell("![a](figures/a.png)"), nbformat.v4.new_code_cell(told)]
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path / "of" / "n.ipynb")
+    copy = nbformat.read(execute(tmp_path / "of" / "n.ipynb", tmp_path / "runs" / "deep" / "out", {}), 4)
+    texts = [c.source for c in copy.cells if c.cell_type == "markdown"] + [
+        o.data["text/markdown"] for c in copy.cells for o in c.get("outputs", [])
+    ]
+    assert texts[-2] == "![a](../../../of/figures/a.png)"
+    assert texts[-1] == "[records](../..), [far](https://a.b/c), [none](nowhere.md)"
+
+
 def test_an_unknown_parameter_is_refused(tmp_path):
     with pytest.raises(ValueError, match="01_norm_placement.ipynb has no parameter norm_placment; it has preset"):
         execute(NOTEBOOKS[1], tmp_path, {"norm_placment": "post_norm"})

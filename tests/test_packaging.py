@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 
+import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -78,6 +79,17 @@ def test_jupyterlab_serves_the_project_and_begins_at_the_notebooks():
     """From the folder of the notebooks alone, links to runs, data and README lead nowhere."""
     said = subprocess.run(["make", "-n", "-C", ROOT, "lab"], capture_output=True, text=True).stdout
     assert "--notebook-dir . " in said and "default_url=/lab/tree/notebooks" in said and "--ip 127.0.0.1" in said
+
+
+def test_the_filter_keeps_outputs_out_of_commits(tmp_path):
+    said = subprocess.run(["make", "-n", "-o", ".venv/.installed", "-C", ROOT, "filter"], capture_output=True, text=True).stdout
+    (command,) = [line.split() for line in said.splitlines() if "nbstripout" in line]
+    output = nbformat.v4.new_output("display_data", {"text/plain": "shown"})
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output])]), tmp_path / "n.ipynb")
+    for call in (["git", "init", "-q"], [sys.executable, *command[1:]], ["git", "add", "n.ipynb"]):
+        subprocess.run(call, cwd=tmp_path, check=True)
+    committed = subprocess.run(["git", "show", ":n.ipynb"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert nbformat.reads(committed, 4).cells[0].outputs == [] and "shown" in (tmp_path / "n.ipynb").read_text()
 
 
 def test_the_name_of_vllm_has_the_version_of_its_cpu_build():

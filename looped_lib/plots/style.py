@@ -1,12 +1,15 @@
 """What all figures share: one template, one colour-blind-safe palette (Okabe and Ito 2008)."""
 
+import json
 from collections.abc import Iterable
 
 import plotly.graph_objects as go
+import plotly.io
 
 from looped_lib.core.html import escape
 
-PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442"]
+# Its black is grey here: some pages are dark.
+PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#F0E442"]
 DASHES = ["solid", "dash", "dot"]
 LOOP_TICKS = [1, 2, 4, 8, 16, 32, 64, 100, 200, 500, 1000, 2000, 5000, 10_000]  # of a log axis
 TEMPLATE = go.layout.Template(
@@ -23,6 +26,31 @@ TEMPLATE = go.layout.Template(
         "margin": {"l": 70, "r": 20, "t": 60, "b": 70},
     }
 )
+DARK = go.layout.Template(TEMPLATE).update(
+    layout={
+        "font": {"color": "#e0e0e0"},
+        "paper_bgcolor": "#111111",
+        "plot_bgcolor": "#111111",
+        "xaxis": {"linecolor": "#aaa", "gridcolor": "#333"},
+        "yaxis": {"linecolor": "#aaa", "gridcolor": "#333"},
+        "scene": {f"{axis}axis": {"gridcolor": "#444", "zerolinecolor": "#444", "backgroundcolor": "#111111"} for axis in "xyz"},
+        "legend": {"bgcolor": "rgba(17,17,17,0.8)"},
+        "shapedefaults": {"line": {"color": "#aaa"}},
+    }
+)
+_FOLLOW = """
+const figure = document.getElementById("{plot_id}");
+const paint = () => Plotly.relayout(figure, {template: document.body.dataset.jpThemeLight === "false" ? DARK : LIGHT});
+if (document.body.dataset.jpThemeLight === "false") paint();
+new MutationObserver(paint).observe(document.body, {attributeFilter: ["data-jp-theme-light"]});
+"""  # an exported page has no theme: there a figure stays as it was drawn
+
+
+def show_in_notebooks() -> None:
+    """Figures are shown by a plotly.js in the notebook itself, which needs no network, and follow JupyterLab's theme."""
+    dark, light = (json.dumps(template.to_plotly_json()) for template in (DARK, TEMPLATE))
+    plotly.io.renderers["notebook"].post_script = [_FOLLOW.replace("DARK", dark).replace("LIGHT", light)]
+    plotly.io.renderers.default = "notebook"
 
 
 def lines(names: Iterable[str]) -> dict[str, dict[str, str]]:

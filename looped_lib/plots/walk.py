@@ -17,10 +17,10 @@ from looped_lib.core.html import escape
 from looped_lib.plots.style import PALETTE, TEMPLATE
 
 _AXES = "xyz"
-_RIGHT, _WRONG, _NOW = PALETTE[0], PALETTE[5], "#000000"
+_RIGHT, _WRONG, _NOW = PALETTE[0], PALETTE[5], PALETTE[3]
 _MS_PER_LOOP = 150
-_NOTE = "sums are written with the last digit first; each character is predicted after the true ones before it"
-_SIGNS = "␣ is a space, § the end, Ʌ padding"
+_SIGNS = "sums are written with the last digit first; ␣ is a space, § the end, Ʌ padding"
+_NOTE = "each character is predicted after the true ones before it"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Walk:
 
 def walk_figure(walk: Walk, loop: int) -> go.Figure:
     """The walk in 2-D or 3-D, as it has components, with loop count `loop` marked. ValueError if the walk does not hold it."""
-    path = f"Trajectory: ○ first, ◆ last loop; answer {_coloured('right', _RIGHT)}, {_coloured('wrong', _WRONG)}"
+    path = f"Trajectory: ○ first, ◆ last; answer {_coloured('right', _RIGHT)}, {_coloured('wrong', _WRONG)}"
     figure = make_subplots(
         2,
         2,
@@ -62,14 +62,14 @@ def walk_figure(walk: Walk, loop: int) -> go.Figure:
         column_widths=[0.58, 0.42],
         horizontal_spacing=0.14,
         vertical_spacing=0.14,
-        subplot_titles=[path, "How far each loop moves the state", "Accuracy of the run on held-out problems"],
+        subplot_titles=[path, "Change in each loop", "Accuracy on held-out problems"],
     )
     figure.add_traces([go.Scatter(), go.Scatter(), go.Scatter3d(), go.Scatter3d()])  # 2-D and 3-D share a panel: one is hidden
     for row in (1, 2):
         figure.add_traces([go.Scatter(), go.Scatter()], rows=row, cols=2)
     figure.update_traces(showlegend=False)
     figure.add_annotation(xref="x3 domain", yref="y3 domain", x=0.5, y=0.5, showarrow=False)  # `_describe` words it
-    figure.update_annotations(font_size=14)
+    figure.update_annotations(font_size=13)
     figure.add_shape(type="line", xref="x2", yref="paper", y0=0, y1=1, line={"color": _NOW, "width": 1, "dash": "dot"})
     small = {f"{n}axis": {"title": {"font": {"size": 12}}, "tickfont": {"size": 11}, "nticks": 5} for n in _AXES}
     camera = {"eye": {"x": 1.6, "y": 1.6, "z": 0.9}, "center": {"z": -0.15}}
@@ -77,10 +77,10 @@ def walk_figure(walk: Walk, loop: int) -> go.Figure:
     figure.update_layout(
         template=TEMPLATE,
         autosize=True,
-        height=600,
-        margin={"t": 130},
+        height=620,
+        margin={"t": 150},
         hovermode="closest",
-        title={"x": 0.02, "y": 0.97, "yanchor": "top"},
+        title={"x": 0.02, "xref": "container", "y": 0.94, "yanchor": "top", "font": {"size": 15}},
         xaxis2={"showticklabels": False},
         xaxis3={"title": {"text": "loops"}, "matches": "x2"},
         yaxis2={"title": {"text": "||Δh|| / ||h||"}, "type": "log", "tickformat": "~g", "minorloglabels": "complete"},
@@ -199,7 +199,7 @@ def _title(walk: Walk, loop: int) -> str:
     says = f"after {loop} loop{'s' * (loop != 1)}: says {_sum(walk.says[_place(walk, loop)])} (written {said})"
     says += f" · truth {_sum(walk.truth)} (written {_visible(walk.truth)})"
     where = escape(f"{walk.run} · {walk.problem} · {walk.point}")
-    return f'{says}<br><span style="font-size:13px">{where}<br>{_NOTE}; {_SIGNS}</span>'
+    return f'{says}<br><span style="font-size:13px">{where}<br>{_SIGNS}<br>{_NOTE}</span>'
 
 
 def _sum(written: str) -> str:

@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     out = (args.out or runs_folder() / "report").resolve()
     notebook = find_root() / "notebooks" / "08_report.ipynb"
     executed = execute(notebook, out, {"runs": args.runs, "preset": args.size, "out": str(out)})
-    export_html(executed, out / "report.html", code=False, pictures=notebook.parent)
+    export_html(executed, out / "report.html", code=False)
     print(f"{out / 'claims.json'}\n{out / 'report.html'}")
     try:
         save_pdf(out / "report.html", out / "report.pdf")

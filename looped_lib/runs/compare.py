@@ -67,12 +67,13 @@ class Comparison:
         return {"depths": [int(d) for d in means.index], "accuracy": means.to_dict("list"), **columns}
 
     def __repr__(self) -> str:
-        return f"{self.parameters.to_string()}\n\n{self.test.to_string(index=False) if len(self.test) else 'one group: no test'}"
+        shown = self.parameters.round({"seconds": 1}).to_string()
+        return f"{shown}\n\n{self.test.to_string(index=False) if len(self.test) else 'one group: no test'}"
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
-        display(self.parameters)
+        display(self.parameters.round({"seconds": 1}))
         self.figure.show()
         if len(self.losses):
             self.training.show()

@@ -34,6 +34,7 @@ LONGEST_SOCKET_FOLDER = 107 - len("/looped_lib-12345678/kernel-5")  # the system
 _TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool}
 EXECUTED = "notebook.ipynb"  # the executed copy, in the folder of what it made
 WIDGET = "application/vnd.jupyter.widget-view+json"
+LINK = re.compile(r"\]\((?!\w+:|/|#)(?P<path>[^)\s]+)\)")  # of Markdown, to a file beside it
 REMOTE_SCRIPT = re.compile(r"""<script[^>]*\ssrc=["']https?://[^>]*>\s*</script>""")
 TABLE_DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 32, 50, 75, 100, 150, 200, 500, 1000, 2000, 5000, 10_000)
 
@@ -84,7 +85,27 @@ def execute(notebook: str | Path, out: str | Path, parameters: dict[str, Any]) -
             raise CellError(executed, e.exec_count, f"{e.ename}: {e.evalue}") from None
         except (DeadKernelError, RuntimeError) as e:  # a kernel that died, or that did not start
             raise CellError(executed, _newest_cell(executed), f"{type(e).__name__}: {e}") from None
+        finally:
+            if executed.exists():
+                _move_links(executed, notebook.parent)
     return executed
+
+
+def _move_links(executed: Path, place: Path) -> None:
+    """Links and pictures in the texts of the executed copy lead where they led in the folder `place` of the notebook."""
+
+    def moved(link: re.Match) -> str:
+        target = place / link["path"]
+        return f"]({os.path.relpath(target, executed.parent)})" if target.exists() else link[0]
+
+    copy = nbformat.read(executed, 4)
+    for cell in copy.cells:
+        texts = [(cell, "source")] if cell.cell_type == "markdown" else []
+        texts += [(o.data, "text/markdown") for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {})]
+        for holder, name in texts:
+            holder[name] = LINK.sub(moved, holder[name])
+    with replacing(executed) as partial:
+        nbformat.write(copy, partial)
 
 
 def _socket_folder() -> str:
@@ -145,12 +166,11 @@ class _Exporter(HTMLExporter):
         return MarkdownWithMath(renderer=renderer).render(source)
 
 
-def export_html(notebook: str | Path, html: str | Path, code: bool = True, pictures: str | Path = "") -> None:
+def export_html(notebook: str | Path, html: str | Path, code: bool = True) -> None:
     """Write a notebook as one HTML file that needs no network: plotly.js travels in the notebook's own outputs.
 
     What nbconvert and plotly would fetch is left out: MathJax and require.js (TeX stays as typed), and the progress bars,
-    which are live widgets. Without `code` the page has texts and outputs alone. Pictures of Markdown cells are looked for in
-    the folder `pictures` (default: the notebook's).
+    which are live widgets. Without `code` the page has texts and outputs alone.
     """
     page = nbformat.read(notebook, 4)
     page.metadata.pop("widgets", None)
@@ -162,7 +182,7 @@ def export_html(notebook: str | Path, html: str | Path, code: bool = True, pictu
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
     exporter = _Exporter(exclude_input_prompt=True, exclude_output_prompt=True, exclude_input=not code)
-    body, _ = exporter.from_notebook_node(page, {"metadata": {"path": str(pictures or Path(notebook).parent)}})
+    body, _ = exporter.from_notebook_node(page, {"metadata": {"path": str(Path(notebook).parent)}})
     with replacing(html) as partial:
         partial.write_text(REMOTE_SCRIPT.sub("", body), encoding="utf-8")
 
@@ -199,7 +219,7 @@ def main(arguments: list[str]) -> None:
     with work():
         executed = execute(args.notebook, args.out, parameters)
     html = args.out / f"{args.notebook.stem.split('_', 1)[-1]}.html"
-    export_html(executed, html, pictures=args.notebook.parent)
+    export_html(executed, html)
     if (args.out / "result.json").exists():
         print(accuracy_table(read_json(args.out / "result.json")).to_string())
     print(f"\nopen {html} in a browser, or {executed} in JupyterLab")

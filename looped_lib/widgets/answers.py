@@ -1,7 +1,7 @@
 """What the models wrote: the problems of an evaluation with each model's answers by loop count.
 
-Browser("runs/ouro_evaluate")                       in JupyterLab: choose a task and a problem
-overview(samples("runs/ouro_evaluate", "gsm8k"))    a table that stays in a saved notebook
+Browser("runs/ouro_evaluate/cpu")                       in JupyterLab: choose a task and a problem
+overview(samples("runs/ouro_evaluate/cpu", "gsm8k"))    a table that stays in a saved notebook
 """
 
 import html

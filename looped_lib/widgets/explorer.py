@@ -16,7 +16,6 @@ from ipywidgets import HTML, Dropdown, HBox, IntRangeSlider, IntSlider, IntText,
 from jaxtyping import Float, Int
 from threadpoolctl import ThreadpoolController
 
-from looped_lib.core.compat import fill_width
 from looped_lib.core.files import read_json
 from looped_lib.core.html import escape
 from looped_lib.core.project import runs_folder
@@ -29,6 +28,7 @@ from looped_lib.tasks.addition import Addition
 from looped_lib.tasks.problems import Problems, decode, from_texts
 from looped_lib.tasks.task import Task
 from looped_lib.training.trainer import load_model
+from looped_lib.widgets.live import Live
 
 MAX_BYTES = 2**28  # of states: the explorer holds a few trajectories, and PCA copies the one it looks at
 _OFFERED = 20  # held-out problems in the list
@@ -171,18 +171,16 @@ class Explorer(VBox):
         self.problem = Text(description="problem", placeholder="a problem", continuous_update=False, layout=wide, style=label)
         self.token = Dropdown(options=[("whole state", None)], description="state of", layout=wide, style=label)
         self.loops = IntText(max_loops, description="loops", continuous_update=False, layout=Layout(width="160px"), style=label)
-        self.components = ToggleButtons(options=[("2-D", 2), ("3-D", 3)], style={"button_width": "60px"})
-        self.components.layout.flex = "none"
+        self.components = ToggleButtons(
+            options=[("2-D", 2), ("3-D", 3)], style={"button_width": "60px"}, layout=Layout(flex="none")
+        )
         self.depths = IntRangeSlider(min=0, max=1, description="shown", continuous_update=False, layout=wide, style=label)
         self.play = Play(interval=200, description="play over loops")
         self.loop = IntSlider(min=0, max=1, description="after loops", layout=Layout(width="560px"), style=label)
         self.message = HTML(layout=Layout(min_height="24px"))
         jslink((self.play, "value"), (self.loop, "value"))
-        rows = [
-            [self.run, self.held_out, self.problem],
-            [self.token, self.loops, self.depths, self.components],
-            [self.play, self.loop],
-        ]
+        rows = [[self.run, self.held_out, self.problem], [self.token, self.loops, self.depths, self.components]]
+        rows.append([self.play, self.loop])
         super().__init__([*(HBox(row, layout=Layout(flex_flow="row wrap")) for row in rows), self.message])
         for control in (self.run, self.problem, self.token, self.loops, self.depths, self.components):
             control.observe(self._redraw, "value")
@@ -239,9 +237,8 @@ class Explorer(VBox):
     def _show(self, walk: Walk) -> None:
         self.walk = walk
         if self.figure is None:
-            self.figure = go.FigureWidget(walk_figure(walk, self.loop.value))
-            fill_width(self.figure)
-            self.children = (*self.children, self.figure)
+            shown = Live(walk_figure(walk, self.loop.value))
+            self.figure, self.children = shown.figure, (*self.children, shown)
         else:
             redraw(self.figure, walk, self.loop.value)
 

@@ -5,7 +5,6 @@
 In JupyterLab the curves are live; in a batch run only the bar is, and the figure of `plots.finetuning` stays.
 """
 
-import plotly.graph_objects as go
 from IPython.display import display
 from tqdm.auto import tqdm
 
@@ -13,6 +12,7 @@ from looped_lib.core.files import read_json
 from looped_lib.ouro.finetune.folder import RESULT
 from looped_lib.ouro.finetune.launch import Job
 from looped_lib.plots.finetuning import PANELS, finetuning, series
+from looped_lib.widgets.live import Live
 
 
 def watch(job: Job, updates: int, live: bool = True) -> Job:
@@ -25,9 +25,11 @@ def watch(job: Job, updates: int, live: bool = True) -> Job:
         print(f"{name}: finished before, {read_json(job.run_dir / RESULT)['seconds']:.0f} s")
         return job
     before = job.metrics()
-    curves = go.FigureWidget(finetuning({name: before})) if live else None
-    if curves is not None:
-        display(curves)
+    curves = None
+    if live:
+        shown = Live(finetuning({name: before}))
+        display(shown)
+        curves = shown.figure
     done = 0 if before.empty else int(before.step.iloc[-1])  # or the time left would count what was done before we looked
     with tqdm(total=updates, initial=done, desc=name, unit="update") as bar:
 

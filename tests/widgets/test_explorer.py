@@ -53,7 +53,7 @@ def drawn(explorer):
 def test_it_opens_on_the_first_run_and_a_held_out_problem(explorer):
     assert explorer.run.label == "tour/fixed" and len(explorer.run.options) == 2 and explorer.message.value == ""
     assert explorer.walk.loops.tolist() == list(range(13)) and explorer.walk.problem == explorer.held_out.options[1][1]
-    assert explorer.figure in explorer.children
+    assert explorer.figure in explorer.children[-1].children
     np.testing.assert_allclose(explorer.figure.data[0].x, explorer.walk.coordinates[:, 0])
 
 

@@ -43,6 +43,8 @@ def page(tmp_path):
         with playwright.chromium.launch(executable_path=find_browser(), args=FLAGS) as browser:
             page = browser.new_page(viewport={"width": 1500, "height": 1000})
             page.set_default_timeout(30_000)
+            # anywidget gives a widget two seconds to load, which a machine at work on other tests may need longer for.
+            page.add_init_script("const t = AbortSignal.timeout.bind(AbortSignal); AbortSignal.timeout = (ms) => t(60 * ms)")
             errors = []
             page.on("pageerror", lambda error: errors.append(str(error)))
             page.on("console", lambda message: errors.append(message.text) if "Error setting state" in message.text else None)
@@ -103,9 +105,16 @@ def test_the_explorer_works_in_jupyterlab(runs, tmp_path, page):
         page.wait_for_function("window.jupyterapp && document.querySelector('.jp-Notebook .jp-CodeCell')")
         page.wait_for_selector("text=Python 3 (ipykernel) | Idle")
         page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
-        page.wait_for_function(f"{PLOT} && {PLOT}._fullData && document.querySelector('.widget-hslider')")
+        page.wait_for_function(f"{PLOT} && {PLOT}.data && {PLOT}.data.length > 5 && document.querySelector('.widget-hslider')")
         assert page.evaluate(TITLE).startswith("after 0 loops") and page.evaluate(f"{PLOT}.data[0].x.length") == 13
         first = page.evaluate(f"Array.from({PLOT}.data[0].x)")
+        # As wide as its cell before anything is touched, and when the page changes; light and dark as the page.
+        room = "document.querySelector('.jp-OutputArea-output').clientWidth"
+        page.wait_for_function(f"{PLOT}._fullLayout.width == {room} && {room} > 900")
+        page.set_viewport_size({"width": 1000, "height": 1000})
+        page.wait_for_function(f"{PLOT}._fullLayout.width == {room} && {room} < 700")
+        page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+        page.wait_for_function(f"{PLOT}._fullLayout.paper_bgcolor == '#111111'")
 
         page.locator(".widget-dropdown select").nth(0).select_option(label="tour/stars")
         page.wait_for_function(f"{TITLE}.includes('tour/stars · ')")

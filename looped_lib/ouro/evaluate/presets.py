@@ -49,9 +49,9 @@ def evaluation(
     """The evaluation of a preset, or of what is named instead: texts with spaces between, `name=path` where two belong together,
     in quotes where a path has spaces (`a='my runs/a' b=/b`).
 
-    `runs` is the folder of notebook 05's runs (default: runs/ouro_finetune); with `every_step` their checkpoints/step_... are
-    evaluated beside their models, those of runs at work too. The backend is vLLM for `paper` where it is
-    installed; a small model has answered with transformers before a vLLM has started.
+    `runs` is the folder of notebook 05's runs (default: runs/ouro_finetune/PRESET); with `every_step` their checkpoints/step_...
+    are evaluated beside their models, those of runs at work too. The backend is vLLM for `paper` where it is installed; a small
+    model has answered with transformers before a vLLM has started.
     ConfigError on what cannot be read, and if there is nothing to evaluate.
     """
     if preset not in presets.PRESETS:
@@ -87,7 +87,7 @@ def write_random(folder: Path, preset: str = "smoke") -> Path:
 def _checkpoints(preset: str, out: Path, runs: str, every_step: bool) -> dict[str, str]:
     if preset == "smoke":
         return {"random": str(write_random(out / "random_weights"))}
-    root = Path(from_here(runs or "runs/ouro_finetune"))
+    root = Path(from_here(runs or f"runs/ouro_finetune/{preset}"))
     fitting, large = {}, OuroConfig().vocab_size
     named = {folder.parent.name: folder for folder in sorted(root.glob(f"*/{MODEL}"))}
     for run in sorted(root.glob("*")) if every_step else ():

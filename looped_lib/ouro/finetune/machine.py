@@ -18,7 +18,7 @@ UNKNOWN_PEAK = 100e12  # FLOP/s of a GPU that `costs` does not know
 _SLICE = re.compile(r"MIG (?:(\d+)c\.)?(\d+)g\.(\d+)gb")  # the profile of a part of a GPU: compute and memory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Machine:
     """What there is to compute on."""
 
@@ -32,6 +32,10 @@ class Machine:
     """FLOP/s to count on for each: a share of a GPU's stated peak, or measured on one core."""
     is_gpu: bool
     """Whether it is."""
+
+    def __repr__(self) -> str:
+        what = ("GPU" if self.is_gpu else "core") + "s" * (self.count != 1)
+        return f"{self.device}: {self.count} {what}, {self.memory / 2**30:.0f} GiB, {self.flops:.2g} FLOP/s each"
 
 
 @dataclass(frozen=True)

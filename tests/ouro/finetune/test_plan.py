@@ -171,8 +171,8 @@ def test_watching_follows_a_job_to_its_end(tmp_path, monkeypatch, capfd):
     (tmp_path / "run").mkdir()
     write_json(tmp_path / "run" / DATA, {"updates": 30})
     jobs.watch(Job(tmp_path / "run"), updates=1563)  # the plan knew no better
-    assert isinstance(figures[0], go.FigureWidget)
-    assert list(figures[0].data[0].x) == [10, 20, 30]
+    assert isinstance(figures[0].figure, go.FigureWidget)
+    assert list(figures[0].figure.data[0].x) == [10, 20, 30]
     assert "30/30" in capfd.readouterr().err
 
 
