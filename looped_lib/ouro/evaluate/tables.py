@@ -71,7 +71,7 @@ def record(out: str | Path) -> dict[str, Any]:
     return {
         "depths": depths,
         "accuracy": {name: _plain(grid.loc[key, "value"].reindex(depths)) for name, key in names.items()},
-        "seconds": {name: float(grid.loc[key, "seconds"].sum()) for name, key in names.items()},
+        "seconds": {name: {"evaluate": float(grid.loc[key, "seconds"].sum())} for name, key in names.items()},
         "table": _records(table),
         "exits": _records(exits(out)),
         "failures": failed.to_dict("records"),

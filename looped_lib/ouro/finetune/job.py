@@ -262,7 +262,8 @@ def finish(trainer: LoopedTrainer) -> None:
         lines = metrics.read_metrics(run_dir / METRICS)
         steps = [0, *(line["step"] for line in lines)]
         seconds = sum(line["seconds_per_update"] * (b - a) for line, (a, b) in zip(lines, pairwise(steps), strict=True))
-        found = {"updates": trainer.args.max_steps, "seconds": seconds, "config": to_dict(config), "provenance": provenance()}
+        found = {"updates": trainer.args.max_steps, "seconds": {"train": seconds}}
+        found |= {"config": to_dict(config), "provenance": provenance()}
         write_result(run_dir, "finetuning", found)
     processes.wait()
 
