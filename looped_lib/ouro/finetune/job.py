@@ -84,6 +84,9 @@ def prepare(config: FinetuneConfig, run_dir: Path, processes: Processes) -> Loop
     settings, newest = arguments(config, run_dir, len(dataset), processes.world), newest_checkpoint(run_dir)
     if newest is not None:
         saving.check(newest, config, settings.max_steps)
+        if processes.first:  # once, as it reads gigabytes; nobody loads what is not whole
+            saving.check_sums(newest)
+        processes.wait()
     set_seed(config.seed)
     model = load_model(config, architecture, newest)
     if TURN_END in tokenizer.get_vocab():  # an answer ends with its turn
