@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from looped_lib.core.errors import run
+from looped_lib.core.parents import end_with_torchrun
 from looped_lib.core.quiet import be_quiet
 
 COMMANDS = {
@@ -40,10 +41,10 @@ def overview() -> str:
 def main() -> int:
     """Run the command that the arguments name; returns its exit status."""
     be_quiet()
+    end_with_torchrun()
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(f"{overview()}\n\n{__doc__}".rstrip())
-        return 0
+        return run(lambda given: print(f"{overview()}\n\n{__doc__}".rstrip()), arguments)
     if name not in COMMANDS and name not in PROCESSES:
         near = get_close_matches(name, COMMANDS, n=1, cutoff=0.4)
         meant = f"did you mean {near[0]}?" if near else "looped-lib --help lists them"

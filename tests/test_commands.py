@@ -21,6 +21,18 @@ def test_help_lists_every_command_without_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_a_reader_that_has_had_enough_is_no_error():
+    command = (
+        "import sys, time; sys.stdin.readline(); sys.argv[1:] = ['--help']; import looped_lib.__main__ as m; sys.exit(m.main())"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", command], text=True, **pipes)
+    process.stdout.close()
+    process.stdin.write("now\n")
+    process.stdin.close()
+    assert process.stderr.read() == "" and process.wait() == 141
+
+
 def test_an_unknown_command_is_one_line_with_the_nearest():
     done = call("swep", "norms")
     assert done.returncode == 2 and done.stderr == "error: there is no command swep: did you mean sweep?\n"

@@ -12,6 +12,7 @@ after Ctrl-C, 143 after SIGTERM where it is waited for (see `interrupts`).
 
 import dis
 import errno
+import os
 import re
 import sys
 import traceback
@@ -24,6 +25,7 @@ from looped_lib.core.interrupts import Terminated
 
 PACKAGE = Path(__file__).resolve().parents[1]
 INTERRUPTED = 130  # exit status after SIGINT, as shells have it
+UNREAD = 141  # likewise after SIGPIPE
 _FULL = "the disk is full: free some space, then give the same command again"
 _REMEDIES = {
     errno.ENOSPC: _FULL,
@@ -38,7 +40,14 @@ _REMEDIES = {
 def run(main: Callable[[list[str]], int | None], arguments: Sequence[str]) -> int:
     """Call `main` with the arguments of a command; returns its exit status, after saying what went wrong."""
     try:
-        return main(list(arguments)) or 0
+        status_of_main = main(list(arguments)) or 0
+        sys.stdout.flush()
+        return status_of_main
+    except BrokenPipeError as e:
+        if e.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, `head` say, has had enough
+        return UNREAD
     except (KeyboardInterrupt, Terminated, Exception) as e:
         say(e)
         return status(e)

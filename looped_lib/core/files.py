@@ -162,6 +162,17 @@ def read_json(path: str | Path, remedy: str = "") -> Any:
     return parse_json(Path(path).read_bytes(), str(path), remedy)
 
 
+def read_record(path: str | Path, kinds: dict[str, Any], remedy: str = "") -> dict[str, Any]:
+    """A JSON file with a mapping; ValueError names the first field of `kinds` (name: type) that is missing or of another kind."""
+    found, end = read_json(path, remedy), f"{'; ' if remedy else ''}{remedy}"
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: must be a mapping{end}")
+    for name, kind in kinds.items():
+        if name not in found or isinstance(found[name], bool) or not isinstance(found[name], kind):
+            raise ValueError(f"{path}: {name} must be {getattr(kind, '__name__', kind)}, got {found.get(name)!r:.80}{end}")
+    return found
+
+
 def parse_json(blob: bytes, where: str, remedy: str = "") -> Any:
     """JSON in UTF-8; ValueError that opens with `where` and ends with `remedy` if it is not, or gives a field twice."""
     try:

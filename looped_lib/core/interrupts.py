@@ -17,13 +17,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_SAME = 2.0  # seconds in which a worker of torchrun takes a second signal for the first: a scheduler tells both, and torchrun it
+_SAME = 2.0  # seconds in which a second signal is taken for the first: see `deferred`
 
 
 @dataclass
@@ -48,8 +48,11 @@ class Terminated(SystemExit):
 
 
 @contextmanager
-def deferred() -> Iterator[Interrupt]:
-    """Note an interrupt while the block runs, and let it go on when the block ends without an error.
+def deferred(told: Callable[[], None] = lambda: None) -> Iterator[Interrupt]:
+    """Note an interrupt while the block runs, call `told`, and let it go on when the block ends without an error.
+
+    A scheduler tells all processes, and torchrun or the process that drives a notebook tells its own once more. So for a moment
+    a signal of the other kind, and in a worker of torchrun any, is the same interrupt.
 
     It goes on to a handler that was there before, and ends in KeyboardInterrupt (SIGINT) or Terminated (SIGTERM). Outside the
     main thread, where Python allows no handlers, nothing is deferred: interrupts reach the main thread as ever.
@@ -61,8 +64,9 @@ def deferred() -> Iterator[Interrupt]:
         nonlocal repeats_until
         if not interrupt.signal:
             interrupt.signal = number
-            repeats_until = time.monotonic() + (_SAME if "TORCHELASTIC_RUN_ID" in os.environ else 0.0)
-        elif time.monotonic() > repeats_until:
+            repeats_until = time.monotonic() + _SAME
+            told()
+        elif time.monotonic() > repeats_until or (number == interrupt.signal and "TORCHELASTIC_RUN_ID" not in os.environ):
             restore()
             signal.raise_signal(number)
 

@@ -9,6 +9,9 @@ QUIET = {
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets would count a load, even of a local file
 }
 
+LOCAL = {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+"""For processes that are on one machine: what they open to talk to each other, no other machine can reach."""
+
 
 def be_quiet() -> None:
     """Set QUIET for this process and those it starts, but for what its user has set. Call before other imports."""

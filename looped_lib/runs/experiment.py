@@ -5,7 +5,8 @@
 result.json = {"kind": "experiment", "depths", "accuracy", "state_norm", "residual", "lenient": one value per depth, "lowest",
 "n_test", "seconds", "config", "provenance"}
 
-"seconds" are {"train": over all attempts, as metrics.jsonl tells, "evaluate"}; a notebook records the same by run. "threads" in
+"seconds" are {"train": over all attempts, as metrics.jsonl tells, "evaluate"}, in the results of fine-tuning and evaluation too,
+as far as they do the one or the other; a notebook records the same by run. "threads" in
 "provenance" is part of what the weights follow from on a CPU: with more or fewer, sums are taken in another order.
 
 Every depth is measured. All up to 200 are recorded, from there geometric ones (`recorded_depths`). "lowest" is the lowest

@@ -37,6 +37,11 @@ def write_result(folder: str | Path, kind: str, values: Result) -> Result:
     return result
 
 
+def total_seconds(seconds: dict[str, float] | float) -> float:
+    """Of a result's "seconds": {"train": of all attempts, "evaluate"}, or a number, as earlier fine-tunings have."""
+    return sum(seconds.values()) if isinstance(seconds, dict) else seconds
+
+
 def find_results(root: Path, *kinds: str) -> Iterator[tuple[Path, Result]]:
     """The files of these kinds below `root`, each with its contents. A damaged one is left out with a warning that names it."""
     for path in sorted(root.rglob(RESULT)):

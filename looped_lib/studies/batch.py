@@ -10,9 +10,12 @@ import argparse
 import ast
 import os
 import re
+import signal
 import tempfile
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import nbformat
 import pandas as pd
@@ -28,6 +31,7 @@ from traitlets.config import Config
 
 from looped_lib.core.errors import work
 from looped_lib.core.files import read_json, replacing
+from looped_lib.core.interrupts import deferred
 
 START_SECONDS = 600  # of patience with a kernel that starts: many at once on a shared disk take minutes
 LONGEST_SOCKET_FOLDER = 107 - len("/looped_lib-12345678/kernel-5")  # the system's limit for the name of a socket
@@ -47,8 +51,26 @@ class CellError(RuntimeError):
         self.cell, self.reason = cell, reason
 
 
+class _Stopped(RuntimeError):
+    """An interrupt came between two cells."""
+
+
 class ThisInterpreter(AsyncKernelManager):
     """Starts kernels of the running interpreter, whatever the machine's kernelspec `python3` says."""
+
+    made: ClassVar[WeakSet["ThisInterpreter"]] = WeakSet()
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.made.add(self)
+
+    @classmethod
+    def interrupt_all(cls) -> None:
+        """What Ctrl-C is to a terminal: a kernel, in a session of its own, does not hear the terminal's."""
+        for manager in cls.made:
+            if manager.has_kernel:
+                with suppress(ProcessLookupError):
+                    os.killpg(manager.provisioner.pid, signal.SIGINT)
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -59,13 +81,22 @@ class ThisInterpreter(AsyncKernelManager):
 def execute(notebook: str | Path, out: str | Path, parameters: dict[str, Any]) -> Path:
     """Execute `notebook` with its folder as working directory; returns the executed copy, OUT/notebook.ipynb.
 
-    ValueError on a parameter that the notebook does not have or that is of another type; CellError if a cell fails.
+    ValueError on a parameter that the notebook does not have or that is of another type; CellError if a cell fails. An interrupt
+    reaches the cell at work, which may save what it has, and then goes on (see `core.interrupts`).
     """
     notebook, out = Path(notebook).resolve(), Path(out).resolve()
     check_parameters(notebook, parameters)
     out.mkdir(parents=True, exist_ok=True)
     executed = out / EXECUTED
-    with tempfile.TemporaryDirectory(prefix="looped_lib-", dir=_socket_folder()) as sockets:
+    with (
+        tempfile.TemporaryDirectory(prefix="looped_lib-", dir=_socket_folder()) as sockets,
+        deferred(ThisInterpreter.interrupt_all) as interrupt,
+    ):
+
+        def begin(**cell: Any) -> None:
+            if interrupt.signal:
+                raise _Stopped
+
         # Not by TCP: free ports are chosen before the kernel takes them, so that runs side by side take each other's.
         config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
         config.PapermillNotebookClient.kernel_manager_class = ThisInterpreter
@@ -80,11 +111,15 @@ def execute(notebook: str | Path, out: str | Path, parameters: dict[str, Any]) -
                 start_timeout=START_SECONDS,
                 store_widget_state=False,  # megabytes, for widgets that do nothing without their kernel
                 config=config,
+                on_cell_execute=begin,
             )
         except papermill.PapermillExecutionError as e:  # its text is the whole traceback, which the notebook keeps
-            raise CellError(executed, e.exec_count, f"{e.ename}: {e.evalue}") from None
+            if not interrupt.signal or e.ename not in ("KeyboardInterrupt", "SystemExit"):
+                raise CellError(executed, e.exec_count, f"{e.ename}: {e.evalue}") from None
+            interrupt.message = e.evalue if e.ename == "KeyboardInterrupt" else ""
         except (DeadKernelError, RuntimeError) as e:  # a kernel that died, or that did not start
-            raise CellError(executed, _newest_cell(executed), f"{type(e).__name__}: {e}") from None
+            if not interrupt.signal:
+                raise CellError(executed, _newest_cell(executed), f"{type(e).__name__}: {e}") from None
         finally:
             if executed.exists():
                 _move_links(executed, notebook.parent)

@@ -37,14 +37,20 @@ def input_study(
     settings = {"injection": injection, "initial_state": initial_state, **training}
     experiment = replace(base(preset, seed, digits), loops=loops(preset))
     shown = {"injection": injection} | changed(experiment, settings)
-    return {run_name(seed, shown, f"{digits}digits" * (digits > 0)): with_values(experiment, **settings)}
+    return {run_name(seed, shown, *_longer(preset, digits)): with_values(experiment, **settings)}
 
 
 def recipe_study(preset: str, recipe: str, digits: int = 0, seed: int = 0) -> Configs:
     """One candidate for the cheapest training that holds the accuracy at every depth (see `recipes`)."""
     one_of("recipe", recipe, (*RECIPES, *INGREDIENTS))
     make = recipes if recipe in RECIPES else ingredients
-    return {run_name(seed, recipe, f"{digits}digits" * (digits > 0)): make(preset, seed, digits)[recipe]}
+    return {run_name(seed, recipe, *_longer(preset, digits)): make(preset, seed, digits)[recipe]}
+
+
+def _longer(preset: str, digits: int) -> list[str]:
+    """What a run's name says of its digits, and of its steps where those are not the size's own."""
+    steps = base(preset, digits=digits).training.steps
+    return [f"{digits}digits"] * (digits > 0) + [f"{steps}steps"] * (steps != base(preset).training.steps)
 
 
 def recipes(preset: str, seed: int = 0, digits: int = 0) -> Configs:

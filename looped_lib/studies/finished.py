@@ -13,7 +13,8 @@ from looped_lib.studies.study import Parameters, Study, StudyError
 def check_finished(study: Study, folder: Path, parameters: Parameters) -> None:
     """StudyError if the run in `folder` is finished, but of another notebook, other parameters or other configs.
 
-    Configs are compared where it is known what the notebook trains (`Study.configs`).
+    Configs are compared where it is known what the notebook trains (`Study.configs`), with the run of that name or, as names
+    have changed, with any other in the folder.
     """
     if not (folder / DONE).exists():
         return
@@ -25,6 +26,9 @@ def check_finished(study: Study, folder: Path, parameters: Parameters) -> None:
     _check_same(folder, done["parameters"], parameters)
     for name, config in study.configs(parameters).items():
         try:
+            others = [] if (folder / name).exists() else [read_config(path.parent) for path in folder.glob("*/config.json")]
+            if portable(config) in map(portable, others):
+                continue
             theirs = read_config(folder / name)  # a field younger than the file has its default
         except (FileNotFoundError, ValueError) as e:
             raise StudyError(f"{e}; delete {folder} to run it anew") from None

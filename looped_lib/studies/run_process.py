@@ -12,13 +12,14 @@ from typing import Any
 
 import joblib
 
-from looped_lib.core.errors import mendable
+from looped_lib.core.errors import INTERRUPTED, mendable
 from looped_lib.core.files import Busy, holding, write_json
 from looped_lib.core.project import DONE, FAILED, LOG
 from looped_lib.core.quiet import quiet_environment
 from looped_lib.studies import gpus
 from looped_lib.studies.study import Parameters
 
+_BY_INTERRUPT = (INTERRUPTED, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)  # exit statuses
 _starting = threading.Lock()
 _interrupted = threading.Event()
 _running: set[subprocess.Popen] = set()  # of this process
@@ -27,7 +28,8 @@ _running: set[subprocess.Popen] = set()  # of this process
 def start(notebook: Path, folder: Path, parameters: Parameters, retry: bool, jobs: int) -> str:
     """One run in a new process, of `jobs` on this machine; returns when it has ended, which its folder then tells how.
 
-    What is returned is what its folder cannot tell, or nothing. An interrupt of this process (Ctrl-C) does not reach it.
+    What is returned is what its folder cannot tell, or nothing. An interrupt of this process (Ctrl-C) does not reach it. A run
+    that was interrupted itself has not failed: it is not done.
     """
     command = [sys.executable, "-m", "looped_lib", "_run", str(notebook), str(folder), json.dumps(parameters)]
     command += ["--retry"] * retry
@@ -44,7 +46,7 @@ def start(notebook: Path, folder: Path, parameters: Parameters, retry: bool, job
     ended = process.wait()
     _running.discard(process)
     try:
-        if ended and not _interrupted.is_set():
+        if ended not in (0, *_BY_INTERRUPT) and not _interrupted.is_set():
             _record_death(folder, ended)
     except OSError as e:
         return f"its process ended, and that could not be recorded: {mendable(e) or e}"
@@ -53,7 +55,8 @@ def start(notebook: Path, folder: Path, parameters: Parameters, retry: bool, job
 
 @contextmanager
 def ending_with_this() -> Iterator[None]:
-    """If the block is interrupted, by Ctrl-C or a polite kill (SIGTERM), all runs that it has started end with it.
+    """If the block is interrupted, by Ctrl-C or a polite kill (SIGTERM), all runs that it has started end with it, each after its
+    step and with a checkpoint; interrupted once more, at once.
 
     They count as not run, not as failed.
     """
@@ -67,8 +70,13 @@ def ending_with_this() -> Iterator[None]:
         ending = list(_running)
         for process in ending:
             process.terminate()
-        for process in ending:
-            process.wait()
+        try:
+            for process in ending:
+                process.wait()
+        except KeyboardInterrupt:
+            for process in ending:
+                process.terminate()
+            raise
         raise
     finally:
         if before is not None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from looped_lib.core.project import runs_folder
+from looped_lib.core.project import find_root, runs_folder
 from looped_lib.runs.experiment import check_depth
 from looped_lib.studies.batch import is_of_type, parameter_types
 from looped_lib.studies.paper import NOTEBOOKS, PRESETS, configs
@@ -217,6 +217,8 @@ def _from_yaml(path: Path) -> Study:
     beside = path.resolve().parent / values["notebook"]
     notebook = beside if beside.is_file() else _ours(values["notebook"])
     if notebook is None:
+        if path.parent == FOLDER:
+            find_root()  # which says that the project's notebooks are not installed with the library
         name, line = values["notebook"], lines["notebook"]
         raise StudyError(f"{path}, line {line}: notebook: there is no {beside}, and no {name} among the project's")
     return Study(

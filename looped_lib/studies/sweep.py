@@ -29,7 +29,7 @@ from looped_lib.studies.progress import live_table, states, summary
 from looped_lib.studies.run_process import ending_with_this, start
 from looped_lib.studies.study import Study, StudyError, load, shipped
 
-SOME_FAILED = 3  # exit status
+UNFINISHED = 3  # exit status
 
 
 def default_jobs() -> int:
@@ -76,7 +76,7 @@ def _cluster(address: str | None) -> AbstractContextManager:
 
 
 def main(arguments: list[str]) -> int:
-    """Run a study under a live table; returns the exit status: 0 if all is done, else SOME_FAILED."""
+    """Run a study under a live table; returns the exit status: 0 if all is done, else UNFINISHED."""
     parser = argparse.ArgumentParser(prog="looped-lib sweep", description="Run a study")
     parser.add_argument("study", help=f"a .yaml file, a .py file (a program that runs as you), or one of {', '.join(shipped())}")
     parser.add_argument("--size", default="cpu", choices=PRESETS)
@@ -97,4 +97,4 @@ def main(arguments: list[str]) -> int:
     console.print(summary(table))
     for row in table[table["state"] == "failed"].itertuples():
         console.print(f"  {row.Index}: {row.error}", markup=False)
-    return SOME_FAILED if (table["state"] == "failed").any() else 0
+    return 0 if (table["state"] == "done").all() else UNFINISHED

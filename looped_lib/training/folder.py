@@ -58,6 +58,10 @@ def newest(run_dir: Path) -> tuple[Checkpoint, ExperimentConfig] | None:
         raise CheckpointError(f"{file}: config must be that of {path}, but differs: {changed}; {remedy(found.path)}")
     if found.step > config.training.steps:
         raise CheckpointError(f"{file}: step must be at most {config.training.steps}, got {found.step}; {remedy(found.path)}")
+    for name in ("world_size", "threads"):
+        value = found.state.get(name, 1)  # threads are younger than some checkpoints
+        if type(value) is not int or value < 1:
+            raise CheckpointError(f"{file}: {name} must be a whole number of at least 1, got {value!r}; {remedy(found.path)}")
     return found, config
 
 

@@ -230,8 +230,8 @@ class Trainer:
         found.load_into(self.model)
         if newest is None and self.config.start.keep == "weights":
             return
-        if (self.config.carry.share or self.config.penalty.persistent) and found.state["world_size"] != self.world:
-            raise ConfigError(f"{found.path} was saved by {found.state['world_size']} processes; resume with as many")
+        if (self.config.carry.share or self.config.penalty.persistent) and found.state.get("world_size") != self.world:
+            raise ConfigError(f"{found.path} was saved by {found.state.get('world_size')} processes; resume with as many")
         if self.device.type == "cpu":
             found.warn_of_other_threads()
         for name, p in self.model.named_parameters():

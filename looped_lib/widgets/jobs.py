@@ -12,6 +12,7 @@ from looped_lib.core.files import read_json
 from looped_lib.ouro.finetune.folder import RESULT
 from looped_lib.ouro.finetune.launch import Job
 from looped_lib.plots.finetuning import PANELS, finetuning, series
+from looped_lib.runs.results import total_seconds
 from looped_lib.widgets.live import Live
 
 
@@ -22,7 +23,7 @@ def watch(job: Job, updates: int, live: bool = True) -> Job:
     """
     name = job.run_dir.name
     if (job.run_dir / RESULT).exists():
-        print(f"{name}: finished before, {read_json(job.run_dir / RESULT)['seconds']:.0f} s")
+        print(f"{name}: finished before, {total_seconds(read_json(job.run_dir / RESULT)['seconds']):.0f} s")
         return job
     before = job.metrics()
     curves = None

@@ -15,7 +15,7 @@ from looped_lib.core.files import Busy, is_locked
 from looped_lib.core.project import LOG
 from looped_lib.studies.progress import Progress, clock, summary
 from looped_lib.studies.study import Study
-from looped_lib.studies.sweep import SOME_FAILED
+from looped_lib.studies.sweep import UNFINISHED
 
 LOOK_EVERY = 2.0  # seconds
 _COLOURS = {"done": "#009E73", "running": "#0072B2", "failed": "#D55E00", "waiting": "#777777"}
@@ -45,7 +45,7 @@ def run_and_watch(
         watch_while(lambda process=process: process.poll() is None)
         if process.returncode != Busy.exit_status:  # else another notebook, which watched the same sweep, was faster
             break
-    if process.returncode not in (0, SOME_FAILED):
+    if process.returncode not in (0, UNFINISHED):
         raise RuntimeError((folder / LOG).read_text(encoding="utf-8")[-2000:])
     table = progress.states()
     shown.update(show(table))

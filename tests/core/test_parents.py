@@ -39,6 +39,12 @@ def test_a_worker_whose_torchrun_had_ended_before_does_not_begin(store):
     assert [done.returncode for done in begun] == [0, -signal.SIGKILL] and [done.stdout for done in begun] == [b"up\n", b""]
 
 
+@pytest.mark.parametrize("entry", ["looped_lib", "looped_lib.training", "looped_lib.ouro.finetune"])
+def test_all_that_torchrun_may_start_looks_for_it_first(entry):
+    command = [sys.executable, "-m", entry, "--help"]
+    assert subprocess.run(command, env=environment(closed_port()), capture_output=True).returncode == -signal.SIGKILL
+
+
 def closed_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]

@@ -76,7 +76,7 @@ def test_settings_beyond_the_paper():
     assert (config.model.injection, config.model.initial_state, config.training.backprop_loops) == ("diagonal", "random", 2)
     ((name, four),) = beyond.beyond_study("cpu", digits=4, seed=1).items()
     longer = {"data": replace(plain.data, digits=4), "training": replace(plain.training, steps=2 * plain.training.steps)}
-    assert name == "none-4digits-seed1" and four == replace(plain, **longer)
+    assert name == "none-4digits-4000steps-seed1" and four == replace(plain, **longer)
     ((name, config),) = beyond.input_study("cpu", per_sequence=True).items()
     assert name == "none-per_sequence-seed0" and config.training.per_sequence_loops
 
@@ -91,7 +91,8 @@ def test_recipes_differ_in_what_they_say(preset):
         assert (config.carry.share > 0) == ("carry" in recipe)
         assert (config.penalty.weight > 0) == (recipe in ("stars_carry", "inject_penalty"))
         ((name, four),) = beyond.beyond_study(preset, recipe, digits=4, seed=2).items()
-        assert name == f"{recipe}-4digits-seed2" and four.data.digits == 4 and (four == config) == (preset in ("narrow", "paper"))
+        longer = "" if preset in ("narrow", "paper") else f"{2 ** (4 - config.data.digits) * config.training.steps}steps-"
+        assert name == f"{recipe}-4digits-{longer}seed2" and four.data.digits == 4 and (four == config) == (not longer)
     if preset in ("smoke", "cpu"):
         assert beyond.recipe_study(preset, "stars_carry")["stars_carry-seed0"] == paper.tour(preset)["stars"]
 

@@ -30,19 +30,23 @@ from looped_lib.studies.paper import base
 from looped_lib.studies.progress import _render, live_table, seconds_left, states, summary
 from looped_lib.studies.run import run
 from looped_lib.studies.study import Study, load
-from looped_lib.studies.sweep import SOME_FAILED, main, sweep
+from looped_lib.studies.sweep import UNFINISHED, main, sweep
 from looped_lib.widgets.sweeps import run_and_watch
 
 # Run 1 raises and run 2's kernel dies until a file `repaired` lies beside the notebook, which is the working directory.
 # `log` gets a line when a run begins and one when it ends; `go` releases runs that wait.
 WORK = """
 import json, os, pathlib, time
+from looped_lib.core.interrupts import deferred
 me = f"{a},{seed}"
 with open("log", "a") as file: file.write(f"begin {me} {os.environ['OMP_NUM_THREADS']}\\n")
 broken = not pathlib.Path("repaired").exists()
 if a == 1 and broken: raise RuntimeError("the reason")
 if a == 2 and broken: os._exit(1)
-while wait and not pathlib.Path("go").exists(): time.sleep(0.05)
+with deferred() as interrupt:
+    while wait and not pathlib.Path("go").exists() and not interrupt.signal: time.sleep(0.05)
+    if interrupt.signal:
+        with open("log", "a") as file: file.write(f"saved {me}\\n")
 pathlib.Path(out, "result.json").write_text(json.dumps({"depths": [1, 4, 8], "accuracy": {"x": [0.1, 0.5, 1.0]}}))
 with open("log", "a") as file: file.write(f"end {me}\\n")
 """
@@ -96,7 +100,7 @@ def until(condition, seconds=60):
 def test_failures_cost_one_run_and_are_repeated_on_request(folder, capsys):
     command = [str(folder / "mine.yaml"), "--jobs", "2"]
     runs = folder / "runs" / "mine" / "cpu"
-    assert run_command(main, command) == SOME_FAILED
+    assert run_command(main, command) == UNFINISHED
     said = capsys.readouterr()
     assert "2 failed, 1 done" in said.out and f"{run_name(1)}: cell 3: RuntimeError: the reason" in said.out
     assert f"{run_name(2)}: cell 3: DeadKernelError" in said.out
@@ -108,7 +112,7 @@ def test_failures_cost_one_run_and_are_repeated_on_request(folder, capsys):
     assert table["accuracy"].to_list()[0] == pytest.approx(0.75) and seconds_left(table) == 0
     assert len({line for line in (folder / "log").read_text().splitlines() if "begin" in line}) == 3
 
-    assert run_command(main, command) == SOME_FAILED  # what failed is not tried again by itself
+    assert run_command(main, command) == UNFINISHED  # what failed is not tried again by itself
     assert len(log(folder)) == 4
     (folder / "repaired").touch()
     assert run_command(main, [*command, "--retry"]) == 0
@@ -204,6 +208,21 @@ def test_an_interrupt_stops_all_runs_and_fails_none(folder, moment):
     assert process.wait(60) == 130 and process.stderr.read().endswith("interrupted: the same command goes on from what is done\n")
     assert states(load(folder / "slow.yaml"), "cpu", runs)["state"].to_list() == ["waiting"] * 4
     assert not list(runs.glob("*/*failed.json*")) and len(list(runs.glob("*/sweep.log"))) == 2
+    if moment == "at work":  # the cells were told, and ended in their own way
+        assert {line.split()[0] for line in log(folder)} == {"begin", "saved"} and len(log(folder)) == 4
+
+
+def test_a_run_that_is_interrupted_saves_what_it_has_and_has_not_failed(folder):
+    (folder / "one.yaml").write_text(STUDY.replace("WAIT", "true").replace("[0, 1, 2]", "[3]"))
+    study, runs = load(folder / "one.yaml"), folder / "runs"
+    with ThreadPoolExecutor(1) as pool:
+        swept = pool.submit(sweep, study, "cpu", runs)
+        until(lambda: log(folder) or swept.done())
+        (one,) = [p for p in psutil.Process().children() if "_run" in p.cmdline()]
+        one.terminate()
+        assert swept.result(60)["state"].to_list() == ["waiting"]
+    assert log(folder) == ["begin 3,5", "saved 3,5"] and not list(runs.glob("*/failed.json"))
+    assert "Traceback" not in (runs / run_name(3) / "sweep.log").read_text()
 
 
 def test_a_run_that_fails_is_not_repeated_by_who_waited_for_it(folder):

@@ -13,6 +13,7 @@ The seconds of a cell are its share of what was computed for several depths at o
 
 import math
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, Literal
 
 from looped_lib.core import checks
 from looped_lib.core.checks import ConfigError
+from looped_lib.core.files import read_record
 from looped_lib.ouro.evaluate.stops import Stop, loops_of
 from looped_lib.ouro.finetune.config import SYSTEM_PROMPT
 from looped_lib.ouro.model.exits import CRITERIA, Exit
@@ -27,6 +29,8 @@ from looped_lib.ouro.model.exits import CRITERIA, Exit
 Backend = Literal["vllm", "transformers"]
 Dtype = Literal["bfloat16", "float32"]
 REMEASURE = "delete it to measure the cell again"
+_MEASURED = {"model": str, "task": str, "depth": int, "metrics": dict, "samples": int, "seconds": int | float}
+_MEASURED |= {"settings": dict, "weights": str, "tokens_per_sec": int | float | None}
 # Other settings, such as the batch size, say how a cell is measured, not what.
 _DECIDES = "backend system_prompt chat_template fewshot max_new_tokens temperature limit dtype seed".split()
 _OF_CONFIG = set("model max_model_len max_gen_toks dtype seed hf_overrides worker_extension_cls".split())  # not for `engine`
@@ -196,3 +200,18 @@ def cells(config: EvaluationConfig, out: Path) -> Iterator[Cell]:
         for stop in config.stops:
             for task in config.tasks:
                 yield Cell(checkpoint, stop, task, out)
+
+
+def read_cell(path: Path) -> dict[str, Any]:
+    """What was measured in a cell. ValueError names the file and the field that is not what it should be."""
+    cell = read_record(path, _MEASURED, REMEASURE)
+    pairs = [*cell["metrics"].values(), [cell["seconds"], cell["tokens_per_sec"]]]
+    if not all(isinstance(pair, list) and len(pair) == 2 and _number(pair[0]) for pair in pairs):
+        raise ValueError(f"{path}: metrics must have a value and a standard error each; {REMEASURE}")
+    if not all(second is None or _number(second) for _, second in pairs):
+        raise ValueError(f"{path}: standard errors and tokens_per_sec must be numbers or null; {REMEASURE}")
+    return cell
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < sys.float_info.max

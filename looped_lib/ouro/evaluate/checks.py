@@ -17,8 +17,7 @@ from huggingface_hub import constants
 
 from looped_lib.core.checks import ConfigError
 from looped_lib.core.compat import task_loader
-from looped_lib.core.files import read_json
-from looped_lib.ouro.evaluate.cells import REMEASURE, Cell, EvaluationConfig
+from looped_lib.ouro.evaluate.cells import Cell, EvaluationConfig, read_cell
 from looped_lib.ouro.evaluate.checkpoint import find_checkpoint
 from looped_lib.ouro.finetune.machine import machine
 from looped_lib.ouro.finetune.plan import GIB
@@ -99,7 +98,7 @@ def _check_memory(config: EvaluationConfig, name: str, model: OuroConfig) -> Non
 
 def _check_same(config: EvaluationConfig, cell: Cell) -> None:
     """A finished cell was measured with the settings of `config`, and of the weights that now have its name."""
-    record, mine = read_json(cell.result, REMEASURE), config.decisive()
+    record, mine = read_cell(cell.result), config.decisive()
     differing = [name for name in mine if mine[name] != record["settings"].get(name)]
     if not differing and _weights_are_others(config.checkpoints[cell.checkpoint], record["weights"]):
         differing = [f"model under the name {cell.checkpoint}"]

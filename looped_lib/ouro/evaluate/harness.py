@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from looped_lib.config import from_dict, to_dict
 from looped_lib.core.errors import work
 from looped_lib.core.files import holding, read_json, write_json
-from looped_lib.core.quiet import quiet_environment
+from looped_lib.core.quiet import LOCAL, quiet_environment
 from looped_lib.ouro.evaluate.cells import Cell, EvaluationConfig, cells
 from looped_lib.ouro.evaluate.checks import Checked, check
 from looped_lib.ouro.evaluate.engine_log import root_cause
@@ -94,7 +94,7 @@ def _run_engine(config: EvaluationConfig, checked: Checked, left: list[Cell], ba
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=quiet_environment(**({"HF_HUB_OFFLINE": "1"} if checked.offline else {})),
+            env={**LOCAL, **quiet_environment(**({"HF_HUB_OFFLINE": "1"} if checked.offline else {}))},
             start_new_session=True,
         )
     before = bar.n

@@ -50,8 +50,8 @@ def without_wildcards(path: Path, links: Path) -> Path:
 def plain_text(values: dict[str, Any], file: str, fewshot: int) -> dict[str, Any]:
     """What to change in the `values` of a task file whose questions are not put as a chat: a model then writes on and on.
 
-    A task that names no end of an answer but those of a turn or a text stops where its `fewshot` examples are parted. This
-    package's own ask for a \\boxed{}: what follows the first of them is not the answer.
+    A task that names no end of an answer but those of a turn or a text stops where its `fewshot` examples are parted. Of this
+    package's own the first complete answer is graded (see `first_answer`).
     """
     changed = {}
     if values.get("output_type", "generate_until") == "generate_until":

@@ -7,12 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from looped_lib.core.files import read_json
-from looped_lib.ouro.evaluate.cells import REMEASURE
+from looped_lib.core.files import read_record
+from looped_lib.ouro.evaluate.cells import read_cell
 
 # The accuracy of a task is the first of these that it has, or else its first metric that is a share and not one of ERRORS.
 HEADLINES = ("math_verify", "exact_match (flexible-extract)", "exact_match", "acc")
 ERRORS = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter"}  # less is better
+_FAILED = {"model": str, "task": str, "depth": int, "reason": str}
 NUMBERS = ["metric", "value", "stderr", "samples", "seconds", "tokens_per_sec"]
 
 
@@ -40,7 +41,7 @@ def _metrics(out: str | Path, places: str, columns: list[str]) -> pd.DataFrame:
     rows = []
     for path in sorted(Path(out).glob(f"*/{places}/*.json")):
         if not path.name.endswith(".failed.json"):
-            cell = read_json(path, REMEASURE)
+            cell = read_cell(path)
             for metric, (value, stderr) in cell["metrics"].items():
                 rows.append({**cell, "metric": metric, "value": value, "stderr": stderr})
     return pd.DataFrame(rows, columns=[*columns, *NUMBERS]).astype({"value": float, "stderr": float, "tokens_per_sec": float})
@@ -65,7 +66,7 @@ def without_accuracy(table: pd.DataFrame) -> pd.DataFrame:
 def failures(out: str | Path) -> pd.DataFrame:
     """A row per cell under `out` that failed: model, task, depth, place (`Cell.place`), reason."""
     paths = sorted(Path(out).glob("*/*T=*/*.failed.json"))
-    found = [{**read_json(path, "delete it"), "place": path.parent.name} for path in paths]
+    found = [{**read_record(path, _FAILED, "delete it"), "place": path.parent.name} for path in paths]
     return pd.DataFrame(found, columns=["model", "task", "depth", "place", "reason"])
 
 
@@ -78,7 +79,7 @@ def record(out: str | Path) -> dict[str, Any]:
     return {
         "depths": depths,
         "accuracy": {name: _plain(grid.loc[key, "value"].reindex(depths)) for name, key in names.items()},
-        "seconds": {name: float(grid.loc[key, "seconds"].sum()) for name, key in names.items()},
+        "seconds": {name: {"evaluate": float(grid.loc[key, "seconds"].sum())} for name, key in names.items()},
         "table": _records(table),
         "exits": _records(exits(out)),
         "failures": failed.to_dict("records"),

@@ -83,6 +83,9 @@ def prepare(config: FinetuneConfig, run_dir: Path, processes: Processes) -> Loop
     settings, newest = arguments(config, run_dir, len(dataset), processes.world), newest_checkpoint(run_dir)
     if newest is not None:
         saving.check(newest, config, settings.max_steps)
+        if processes.first:  # once, as it reads gigabytes; nobody loads what is not whole
+            saving.check_sums(newest)
+        processes.wait()
     set_seed(config.seed)
     model = load_model(config, architecture, newest)
     if TURN_END in tokenizer.get_vocab():  # an answer ends with its turn
@@ -259,7 +262,8 @@ def finish(trainer: LoopedTrainer) -> None:
         lines = metrics.read_metrics(run_dir / METRICS)
         steps = [0, *(line["step"] for line in lines)]
         seconds = sum(line["seconds_per_update"] * (b - a) for line, (a, b) in zip(lines, pairwise(steps), strict=True))
-        found = {"updates": trainer.args.max_steps, "seconds": seconds, "config": to_dict(config), "provenance": provenance()}
+        found = {"updates": trainer.args.max_steps, "seconds": {"train": seconds}}
+        found |= {"config": to_dict(config), "provenance": provenance()}
         write_result(run_dir, "finetuning", found)
     processes.wait()
 

@@ -19,7 +19,7 @@ import pandas as pd
 import psutil
 
 from looped_lib.config import to_dict
-from looped_lib.core.files import holding, read_json, write_json
+from looped_lib.core.files import holding, read_json, read_record, write_json
 from looped_lib.core.quiet import quiet_environment
 from looped_lib.ouro.finetune.config import FinetuneConfig
 from looped_lib.ouro.finetune.folder import CONFIG, DATA, METRICS, RESULT, STOP, check_config
@@ -60,7 +60,7 @@ class Job:
         """Why the job failed: its `error:` line, or else what killed a process, and the end of its last start's log."""
         if not (self.run_dir / JOB).exists():
             return ""
-        printed = (self.run_dir / LOG).read_bytes()[read_json(self.run_dir / JOB)["log_starts"] :]
+        printed = (self.run_dir / LOG).read_bytes()[self._record()["log_starts"] :]
         lines = printed.decode("utf-8", errors="replace").splitlines()
         said = [line for line in lines if line.startswith("error: ")]
         killed = [line.split(" : ")[-1] for line in lines if "received by PID" in line and "SIGTERM" not in line]
@@ -91,13 +91,17 @@ class Job:
         """The job's torchrun, if it lives. A number that another process has by now is not it."""
         if not (self.run_dir / JOB).exists():
             return None
-        job = read_json(self.run_dir / JOB)
+        job = self._record()
         try:
             process = psutil.Process(job["pid"])
             alive = abs(process.create_time() - job["created"]) < CLOCK and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
+        except (psutil.NoSuchProcess, OverflowError, ValueError):  # the latter of numbers that no process has
             return None
         return process if alive else None
+
+    def _record(self) -> dict[str, Any]:
+        kinds = {"pid": int, "created": int | float, "log_starts": int}
+        return read_record(self.run_dir / JOB, kinds, "delete it and start the job again, which goes on")
 
 
 def attach(run_dir: str | Path) -> Job:

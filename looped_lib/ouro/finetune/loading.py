@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from looped_lib.core.checks import ConfigError
+from looped_lib.core.files import read_json
 from looped_lib.ouro.finetune.config import FinetuneConfig
 from looped_lib.ouro.model.modeling import OuroConfig
 
@@ -41,7 +42,18 @@ def load_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
         ) from None
     if not tokenizer.chat_template:
         raise ConfigError(f"FinetuneConfig.tokenizer {source!r} has no chat template: conversations cannot be written out")
+    if not tokenizer.eos_token:
+        raise ConfigError(f"FinetuneConfig.tokenizer {source!r} has no eos_token: answers have no end")
+    _check_numbers(tokenizer, source)
     return tokenizer
+
+
+def _check_numbers(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """ConfigError if a token of a local tokenizer.json got another number than it gives: its reader renumbers without a word."""
+    file = Path(source) / "tokenizer.json"
+    for token in read_json(file).get("added_tokens", []) if file.is_file() else []:
+        if (number := tokenizer.get_vocab().get(token["content"])) != token["id"]:
+            raise ConfigError(f"{file}: the id of {token['content']!r} must be free and the next, {number}, got {token['id']!r}")
 
 
 def load_model(config: FinetuneConfig, architecture: OuroConfig, checkpoint: Path | None = None) -> PreTrainedModel:

@@ -5,11 +5,13 @@
       training.state                               AdamW's moments under the parameters' names, every rank's random state
       trainer_state.json, schedule.json            where the Trainer and its learning rate stand
       run.json                                     the run's FinetuneConfig: a checkpoint of another run is refused
+      sha256.json                                  of each of these files: a damaged or exchanged one is refused
 
 `training.state` has the format of safetensors but not their suffix: vLLM loads every .safetensors file of a folder as weights.
 Nothing is pickled. A checkpoint holds whole tensors, not shards, so that a run may go on with more or fewer processes.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -37,8 +39,7 @@ from looped_lib.ouro.finetune.config import FinetuneConfig
 from looped_lib.ouro.finetune.folder import differing
 from looped_lib.training.checkpoints import CheckpointError, remedy
 
-TRAINING, SCHEDULE, RUN = "training.state", "schedule.json", "run.json"
-_TRAINING_BEFORE = "training.safetensors"  # its name in checkpoints of earlier versions, which runs still go on from
+TRAINING, SCHEDULE, RUN, SUMS = "training.state", "schedule.json", "run.json", "sha256.json"
 
 
 class SaveError(RuntimeError):
@@ -122,10 +123,29 @@ def write_training(folder: Path, tensors: dict[str, Tensor], schedule: dict[str,
     (folder / RUN).write_text(json.dumps(to_dict(config)))
 
 
+def write_sums(folder: Path) -> None:
+    """Write the checksums of all files of a checkpoint's folder, as its last file."""
+    (folder / SUMS).write_text(json.dumps({path.name: _sum(path) for path in folder.iterdir()}, indent=1))
+
+
+def check_sums(folder: Path) -> None:
+    """CheckpointError, naming the file, if one of a checkpoint is missing or damaged. Reads all of it."""
+    sums = read_json(folder / SUMS)
+    for name in sorted({*sums, TRAINING, *(path.name for path in folder.glob("*.safetensors"))}):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} is missing; {remedy(folder)}")
+        if _sum(folder / name) != sums.get(name):
+            raise CheckpointError(f"{folder / name} is damaged: its checksum is not the one in {SUMS}; {remedy(folder)}")
+
+
+def _sum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_training(folder: Path, prefix: str) -> dict[str, Tensor]:
     """The tensors whose names start with `prefix`. CheckpointError if the file cannot be read."""
     path = folder / TRAINING
-    path = path if path.exists() else folder / _TRAINING_BEFORE
     try:
         return {k: v for k, v in load_file(path).items() if k.startswith(prefix)}
     except (OSError, SafetensorError) as e:
@@ -134,8 +154,13 @@ def read_training(folder: Path, prefix: str) -> dict[str, Tensor]:
 
 def check(folder: Path, config: FinetuneConfig, steps: int) -> None:
     """CheckpointError if a checkpoint is not one of a run of `config`, of `steps` updates, after as many as its name says."""
+    if not (folder / SUMS).exists():
+        raise CheckpointError(
+            f"{folder} has no {SUMS}: it is of an earlier version, and nothing tells whether it is whole and of this run. Start "
+            f"a new run with it as FinetuneConfig.model, or delete {folder.parent} to begin anew"
+        )
     wrong = ""
-    for name in (TRAINER_STATE_NAME, SCHEDULE, RUN):
+    for name in (TRAINER_STATE_NAME, SCHEDULE, RUN, SUMS):
         try:
             found = read_json(folder / name)
         except (OSError, ValueError, RecursionError) as e:

@@ -100,6 +100,7 @@ class LoopedTrainer(Trainer):
                 self.write_model(folder, weights)
                 saving.write_training(folder, tensors, self.lr_scheduler.state_dict(), self.config)
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+                saving.write_sums(folder)
             saving.prune(self.run_dir, self.config.updates.checkpoints_kept)
         if dist.is_initialized():
             dist.barrier()  # no process trains on before the checkpoint is there

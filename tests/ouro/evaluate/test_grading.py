@@ -66,3 +66,26 @@ def test_the_box_counts_and_without_one_the_last_number():
 def test_the_first_answer_ends_where_its_box_closes():
     assert first_answer("It is \\boxed{\\frac{1}{2}}.\n\nTom has 3. \\boxed{3}") == "It is \\boxed{\\frac{1}{2}}"
     assert first_answer("a {b} c \\boxed{5") == "a {b} c \\boxed{5"
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("3 + 4 = 7. The answer is 7.\n\nQuestion: Tom has 9 apples. The answer is 9.", "3 + 4 = 7. The answer is 7"),
+        ("The answer is $1,234.50.\n\nTom has 3. \\boxed{3}", "The answer is $1,234.50"),
+        ("Answer: 3 + 4 = 7\n\nTom has 5.", "Answer: 3 + 4 = 7"),
+        ("#### 7\n\nTom has 3", "#### 7"),
+        ("The answer is \\(\\frac{1}{2}\\). Tom has 4", "The answer is \\(\\frac{1}{2}"),
+        ("The answer is **42** apples of 50.", "The answer is **42"),
+        ("The answer is 3 times 5, so \\boxed{15}.", "The answer is 3 times 5, so \\boxed{15}"),  # said once more, in the box
+        ("The answer is 7.\n\nFinal: \\boxed{7}\n\nTom \\boxed{8}", "The answer is 7.\n\nFinal: \\boxed{7}"),
+        ("3 + 4 = 7\n**Problem 2:** 9", "3 + 4 = 7"),
+        ("3 + 4 = 7.\n\nTom has 9 apples. How many are 10?", "3 + 4 = 7."),
+        ("3 + 4 = 7\nTom has 2. Put the final answer in \\boxed{}.\n\\boxed{2}", "3 + 4 = 7"),
+        ("Put the final answer in \\boxed{}.\n\\boxed{7}\n\\boxed{3}", "Put the final answer in \\boxed{}.\n\\boxed{7}"),
+        ("Question: how many?\nAnswer: 7\n\nQuestion: and 8?\nAnswer: 9", "Question: how many?\nAnswer: 7"),
+        ("He bought 3.\n\nThen 4 more: 3 + 4 = 7.", "He bought 3.\n\nThen 4 more: 3 + 4 = 7."),  # one answer in two paragraphs
+    ],
+)
+def test_without_a_box_the_first_answer_ends_where_it_is_complete(text, first):
+    assert first_answer(text) == first

@@ -486,10 +486,10 @@ def test_two_evaluations_do_not_work_in_one_folder(tmp_path, monkeypatch):
 
 
 def test_an_engine_that_cannot_start_fails_its_cells_and_says_the_end_of_its_log(tmp_path, monkeypatch, capfd):
-    fake_engine(tmp_path, monkeypatch, "echo offline is $HF_HUB_OFFLINE; kill -9 $$")
+    fake_engine(tmp_path, monkeypatch, "echo offline is $HF_HUB_OFFLINE on $GLOO_SOCKET_IFNAME; kill -9 $$")
     harness.evaluate(FAKED, tmp_path / "out")
     (reason,) = failures(tmp_path / "out")["reason"]
-    assert "killed by SIGKILL, often for want of memory" in reason and reason.endswith("offline is 1")
+    assert "killed by SIGKILL, often for want of memory" in reason and reason.endswith("offline is 1 on lo")
     said = capfd.readouterr().err
     assert "a, T=1, gsm8k failed: the engine died" in said and "1/1" in said
 

