@@ -168,7 +168,11 @@ def test_the_example_of_a_config_is_one():
     assert from_dict(EvaluationConfig, json.loads(example)).data == {"gsm8k": "copies/gsm8k"}
 
 
-@pytest.mark.parametrize("code", blocks("python"))
+OWN = TEXT.split("## Add your own")[1].split("\n## ")[0]
+EXAMPLES = [code for code in blocks("python") if code not in OWN]
+
+
+@pytest.mark.parametrize("code", [*EXAMPLES, "".join(re.findall(r"^```python\n(.*?)^```", OWN, re.M | re.S))])
 def test_examples_run(code, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code.replace('"runs/mine', f'"{tmp_path}/mine')], capture_output=True, text=True, timeout=120
