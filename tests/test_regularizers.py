@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from looped_lib import regularizers
 from looped_lib.config import ModelConfig, PenaltyConfig
 from looped_lib.dynamics.jacobian import dense_jacobian
 from looped_lib.models.looped import LoopedTransformer
 from looped_lib.regularizers import LastChange, RelativeChange, public_code_penalty
+from looped_lib.training import jacobian_penalty
 from looped_lib.training.jacobian_penalty import JacobianPenalty
 
 ALL = [(q, p) for q in ("squared_fro", "spectral_norm", "spectral_radius") for p in ("vjp", "jvp", "finite_difference")]
@@ -199,8 +199,8 @@ def test_public_code_preset(iterations, dropout):
     config = PenaltyConfig(weight=0.1, share=1.0, public_code=True, iterations=iterations)
     probe = []
     with pytest.MonkeyPatch.context() as patch:
-        draw = regularizers.random_normal
-        patch.setattr(regularizers, "random_normal", lambda *a: probe.append(draw(*a)) or probe[0])
+        draw = jacobian_penalty.random_normal
+        patch.setattr(jacobian_penalty, "random_normal", lambda *a: probe.append(draw(*a)) or probe[0])
         torch.manual_seed(5)
         r = JacobianPenalty(config, 0)(model, h, 0)
     assert model.training

@@ -181,7 +181,10 @@ def test_bad_mu(bad):
 
 
 def test_bad_tables():
-    with pytest.raises(ConfigError, match="run.json: .*kind must be one of FixedLoops, .*UniformLoops, got 'Bernoulli'"):
+    with pytest.raises(
+        ConfigError,
+        match="run.json: .*kind must be one of 'FixedLoops', .*'UniformLoops', or a class of your own .*, got 'Bernoulli'",
+    ):
         from_dict(LoopSampler, {"kind": "Bernoulli"}, "run.json")
     with pytest.raises(ConfigError, match="kind must be one of"):
         from_dict(LoopSampler, {"n": 4})
