@@ -227,7 +227,7 @@ def test_a_carried_row_gets_its_input_anew():
         state = model.step(state)
     assert torch.equal(loss.last, state)
     expected = F.cross_entropy(model.readout(state).flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
-    gradients = [torch.autograd.grad(x, list(model.parameters())) for x in (loss.ce, expected)]
+    gradients = [torch.autograd.grad(x, list(model.parameters())) for x in (loss.values["ce"], expected)]
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
 
