@@ -312,7 +312,7 @@ def test_a_line_is_the_mean_of_the_updates_since_the_line_before(folder):
     for name in ("loss", "penalty", "n_loops", "tokens_per_sec", "grad_norm"):
         assert [event.step for event in events.Scalars(f"train/{name}")] == [3, 5]
     seconds = sum(line["seconds_per_update"] * n for line, n in zip(metrics(folder / "log_3"), (3, 2), strict=True))
-    assert read_json(folder / "log_3" / "result.json")["seconds"] == pytest.approx(seconds)
+    assert read_json(folder / "log_3" / "result.json")["seconds"] == {"train": pytest.approx(seconds)}
 
 
 def test_between_two_lines_of_the_log_nothing_waits_for_the_device(folder, monkeypatch):
