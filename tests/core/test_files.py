@@ -9,7 +9,7 @@ import time
 import pytest
 
 from looped_lib.core import files
-from looped_lib.core.files import Busy, held, holding
+from looped_lib.core.files import Busy, holding, is_locked
 from looped_lib.runs.experiment import run_experiment
 from looped_lib.studies.paper import base
 
@@ -28,15 +28,15 @@ def other(tmp_path):
 
 
 def test_a_folder_is_held_by_one_process_until_it_is_killed(tmp_path, other):
-    assert held(tmp_path)
+    assert is_locked(tmp_path)
     with pytest.raises(Busy, match=f"another process is at work in {tmp_path}"), holding(tmp_path, patience=0.2):
         pytest.fail("two in one folder")
     other.send_signal(signal.SIGKILL)
     start = time.monotonic()
     with holding(tmp_path, patience=20):
-        assert held(tmp_path)
-    assert not held(tmp_path) and time.monotonic() - start < 10
-    assert not held(tmp_path / "absent")
+        assert is_locked(tmp_path)
+    assert not is_locked(tmp_path) and time.monotonic() - start < 10
+    assert not is_locked(tmp_path / "absent")
 
 
 def test_a_run_is_not_trained_by_two_at_once(tmp_path, other, monkeypatch):
@@ -55,7 +55,7 @@ def test_without_locks_on_a_file_system_work_goes_on_with_a_warning(tmp_path, mo
 
     monkeypatch.setattr(files.fcntl, "flock", flock)
     with pytest.warns(UserWarning, match=f"{tmp_path}: no locks on this file system"), holding(tmp_path):
-        assert not held(tmp_path)
+        assert not is_locked(tmp_path)
 
 
 def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch):
