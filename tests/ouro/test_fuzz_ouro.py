@@ -100,7 +100,7 @@ def cell_is(path: Path, table: Any) -> bool:
     said = json.loads(path.read_bytes())
     rows = [{**said, "metric": name, "value": v, "stderr": e} for name, (v, e) in said["metrics"].items()]
     names = ("model", "task", "depth", "metric", "value", "samples", "seconds")
-    kinds = {"model": str, "task": str, "depth": int, "value": float, "samples": int, "seconds": (int, float)}
+    kinds = {"model": str, "task": str, "depth": int, "value": (int, float), "samples": int, "seconds": (int, float)}
     return all(isinstance(row[n], kind) and not isinstance(row[n], bool) for row in rows for n, kind in kinds.items()) and [
         {n: row[n] for n in names} for row in table.to_dict("records")
     ] == [{n: row[n] for n in names} for row in rows]

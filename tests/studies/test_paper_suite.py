@@ -55,7 +55,7 @@ def test_a_sitting_needs_a_copy_of_the_tree_and_few_packages(tmp_path):
     done = subprocess.run(command, cwd=tmp_path / "copy", env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0 and "1 done" in done.stdout, done.stdout + done.stderr
     written = unpack(tmp_path / "results.tar.gz", tmp_path)
-    assert {p.name for p in written} == {"config.json", "metrics.jsonl", "result.json"}
+    assert {p.name for p in written} == {"metrics.jsonl", "result.json"}
     config = suite("smoke")["stars/random-seed0"]
     (run,) = Evidence(tmp_path / "runs").of(config).values()
     assert max(run.accuracy) == 12 and len(run.lenient) == 13

@@ -49,11 +49,21 @@ def load_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
 
 
 def _check_numbers(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """ConfigError if a token of a local tokenizer.json got another number than it gives: its reader renumbers without a word."""
+    """ConfigError if the tokens of a local tokenizer.json do not each have a number of their own, the one that it gives.
+
+    Its reader renumbers without a word, and of two tokens with one number another one each time.
+    """
     file = Path(source) / "tokenizer.json"
-    for token in read_json(file).get("added_tokens", []) if file.is_file() else []:
-        if (number := tokenizer.get_vocab().get(token["content"])) != token["id"]:
-            raise ConfigError(f"{file}: the id of {token['content']!r} must be free and the next, {number}, got {token['id']!r}")
+    if not file.is_file():
+        return
+    said, read, owners = read_json(file), tokenizer.get_vocab(), {}
+    vocab = said.get("model", {}).get("vocab", {})
+    given = vocab if isinstance(vocab, dict) else {}  # a list with scores, whose order gives the numbers
+    for token, number in (given | {token["content"]: token["id"] for token in said.get("added_tokens", [])}).items():
+        if (other := owners.setdefault(number, token)) != token:
+            raise ConfigError(f"{file}: {other!r} and {token!r} have the same id, {number}: give each its own")
+        if read.get(token) != number:
+            raise ConfigError(f"{file}: the id of {token!r} must be free and the next, {read.get(token)}, got {number!r}")
 
 
 def load_model(config: FinetuneConfig, architecture: OuroConfig, checkpoint: Path | None = None) -> PreTrainedModel:
