@@ -163,10 +163,15 @@ def read_json(path: str | Path, remedy: str = "") -> Any:
 
 
 def read_record(path: str | Path, kinds: dict[str, Any], remedy: str = "") -> dict[str, Any]:
-    """A JSON file with a mapping; ValueError names the first field of `kinds` (name: type) that is missing or of another kind."""
+    """A JSON file with a mapping; ValueError names the first field of `kinds` (name: type) that is missing or of another kind.
+
+    Text that cannot be written again, half a surrogate pair, is refused too.
+    """
     found, end = read_json(path, remedy), f"{'; ' if remedy else ''}{remedy}"
     if not isinstance(found, dict):
         raise ValueError(f"{path}: must be a mapping{end}")
+    if any("\ud800" <= c <= "\udfff" for c in json.dumps(found, ensure_ascii=False)):
+        raise ValueError(f"{path}: has half a surrogate pair, which is no character{end}")
     for name, kind in kinds.items():
         if name not in found or isinstance(found[name], bool) or not isinstance(found[name], kind):
             raise ValueError(f"{path}: {name} must be {getattr(kind, '__name__', kind)}, got {found.get(name)!r:.80}{end}")

@@ -13,6 +13,11 @@ from transformers import AutoConfig, LlamaConfig
 
 from looped_lib.core import checks
 
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "max_position_embeddings"),
+)
+
 
 @strict
 class OuroConfig(LlamaConfig):
@@ -49,12 +54,15 @@ class OuroConfig(LlamaConfig):
     def validate_architecture(self) -> None:
         """ValueError on sizes and layers that Ouro cannot have."""
         super().validate_architecture()
+        if self.total_ut_steps < 1:
+            raise ValueError(f"total_ut_steps must be at least 1 loop, got {self.total_ut_steps}")
+        for name in _SIZES:
+            if (size := getattr(self, name)) is not None and size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads must divide num_attention_heads ({self.num_attention_heads}): {self.num_key_value_heads}"
             )
-        if self.total_ut_steps < 1:
-            raise ValueError(f"total_ut_steps must be at least 1 loop, got {self.total_ut_steps}")
         if self.layer_types is not None and set(self.layer_types) != {"full_attention"}:
             raise ValueError(f"layer_types must be full_attention for every layer, got {sorted(set(self.layer_types))}")
 

@@ -170,6 +170,8 @@ def test_sizes_an_ouro_cannot_have_are_refused():
     for changes, message in (
         ({"num_key_value_heads": 3}, r"num_key_value_heads must divide num_attention_heads \(4\): 3"),
         ({"total_ut_steps": 0}, "total_ut_steps must be at least 1 loop, got 0"),
+        ({"vocab_size": -1}, "vocab_size must be at least 1, got -1"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads must be at least 1, got 0"),
         ({"layer_types": ["sliding_attention"] * 3}, "layer_types must be full_attention"),
         ({"hidden_size": 30}, "hidden size"),
     ):
