@@ -215,6 +215,8 @@ def _check_columns(result: Any) -> None:
         values = result[name]
         if not isinstance(values, list) or len(values) != len(result["depths"]) or not all(type(v) in kinds for v in values):
             raise ValueError(f"{name} must be a list of numbers, one for each depth")
+    if sorted(set(result["depths"])) != result["depths"]:
+        raise ValueError("depths must rise")
     sum(result["seconds"].values())
 
 
