@@ -1,13 +1,11 @@
 """One experiment from config to result: train, measure at every depth, write `result.json`. Finished runs are loaded.
 
-    if config.start.run:
-        result["start"] = folder.newest(path.parent)[0].state["start"]
 result.json = {"kind": "experiment", "depths", "accuracy", "state_norm", "residual", "lenient": one value per depth, "lowest",
-"n_test", "seconds", "config", "provenance"}
+"n_test", "seconds", "config", "provenance"} and, where the run began at another's weights, "start" (see `training.origins`)
 
 "seconds" are {"train": over all attempts, as metrics.jsonl tells, "evaluate"}, in the results of fine-tuning and evaluation too,
-as far as they do the one or the other; a notebook records the same by run. "threads" in
-"provenance" is part of what the weights follow from on a CPU: with more or fewer, sums are taken in another order.
+as far as they do the one or the other; a notebook records the same by run. "threads" in "provenance" is part of what the weights
+follow from on a CPU: with more or fewer, sums are taken in another order.
 
 Every depth is measured. All up to 200 are recorded, from there geometric ones (`recorded_depths`). "lowest" is the lowest
 accuracy over all depths from 4 on (shallower ones are not expected to solve anything), recorded or not, and the first depth
